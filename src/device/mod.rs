@@ -1,0 +1,343 @@
+//! Devices: memory, launches, transfers. The only part of the crate that names wgpu.
+//!
+//! A [`Device`] is one of: a GPU or a software adapter through wgpu, the embedded `host` (native code on CPU threads),
+//! the oracle (the references at f64) or the plain f32 references. All take the same [`Launch`]; none knows a program by
+//! name. Work is queued in order; [`Device::download`] waits for what it reads. Every error comes back typed.
+
+mod adapter;
+mod buffer;
+mod counters;
+mod error;
+mod gpu;
+mod kernel;
+mod native;
+mod shader;
+
+pub use adapter::{AdapterInfo, Choice, list};
+pub use buffer::{Buffer, Elem, Transfer, View};
+pub use counters::Counters;
+pub use error::DeviceError;
+pub use kernel::{
+    ALL_CLASSES, Access, Args, Binding, Class, Kernel, Lane, Launch, NativeFn, ParamWord, Variant, Word, read, write,
+};
+pub use native::Real;
+pub use shader::{expand, workgroup_bytes};
+
+use buffer::{Inner, Storage};
+use counters::Account;
+use std::sync::Arc;
+
+/// Result of a device call.
+pub type Result<T> = std::result::Result<T, DeviceError>;
+
+/// SRAM of a WSE-2 tile: what a program may hold on a tile unless a wafer of another kind is asked for.
+pub const DEFAULT_TILE_SRAM: u32 = 48 * 1024;
+
+/// What a device can do, read back from it.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes that one binding may cover.
+    pub binding_bytes: u64,
+    /// Bytes that one buffer may have.
+    pub buffer_bytes: u64,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Invocations of a workgroup.
+    pub invocations: u32,
+    /// Workgroups in one dimension of a dispatch.
+    pub groups_per_dimension: u32,
+    /// Elements that the start of a view must be a multiple of.
+    pub view_alignment: usize,
+    /// SRAM of a tile in bytes: workgroup memory, accumulators and saved state of a program must fit it together.
+    pub tile_sram: u32,
+    /// Threads of a native device (0 for adapters).
+    pub threads: usize,
+}
+
+/// A device, open.
+#[derive(Clone)]
+pub struct Device(Arc<Shared>);
+
+struct Shared {
+    name: String,
+    class: Class,
+    limits: Limits,
+    backend: Backend,
+    account: Account,
+}
+
+enum Backend {
+    Gpu(gpu::Gpu),
+    Host(native::Native<f32>),
+    Oracle(native::Native<f64>),
+}
+
+macro_rules! on {
+    ($self:expr, $b:ident => $e:expr) => {
+        match &$self.0.backend {
+            Backend::Gpu($b) => $e,
+            Backend::Host($b) => $e,
+            Backend::Oracle($b) => $e,
+        }
+    };
+}
+
+impl Device {
+    /// Opens a device by name: `gpu`, `gpu:NAME`, `software`, `host`, `oracle` or `auto` (a hardware GPU where there is
+    /// one, else `host`). `threads` is for native devices; 0 means all cores.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotFound`] lists what is there; [`DeviceError::Open`] carries the driver's words.
+    pub fn open(name: &str, threads: usize) -> Result<Device> {
+        match adapter::choose(name)? {
+            Choice::Host => Device::host(threads),
+            Choice::Oracle => Device::oracle(),
+            Choice::Adapter(found) => {
+                let account = Account::default();
+                let (gpu, limits) = gpu::Gpu::open(&found, account.clone())?;
+                let class = if found.is_cpu() { Class::Software } else { Class::Gpu };
+                Ok(Device::new(found.title(), class, limits, Backend::Gpu(gpu), account))
+            }
+        }
+    }
+
+    /// The embedded device on `threads` threads (0: all cores).
+    pub fn host(threads: usize) -> Result<Device> {
+        let native = native::host(threads)?;
+        let threads = native.pool.current_num_threads();
+        Ok(Device::new(
+            format!("host ({threads} threads)"),
+            Class::Native,
+            native_limits(threads),
+            Backend::Host(native),
+            Account::default(),
+        ))
+    }
+
+    /// The f64 oracle.
+    pub fn oracle() -> Result<Device> {
+        Ok(Device::new(
+            "oracle (f64)".into(),
+            Class::Native,
+            native_limits(1),
+            Backend::Oracle(native::oracle()?),
+            Account::default(),
+        ))
+    }
+
+    /// The references at f32: the yardstick of plain arithmetic, slow.
+    pub fn reference() -> Result<Device> {
+        Ok(Device::new(
+            "reference (f32)".into(),
+            Class::Native,
+            native_limits(1),
+            Backend::Host(native::reference()?),
+            Account::default(),
+        ))
+    }
+
+    fn new(name: String, class: Class, limits: Limits, backend: Backend, account: Account) -> Device {
+        Device(Arc::new(Shared { name, class, limits, backend, account }))
+    }
+
+    /// The same kind of device with another amount of SRAM on a tile. Buffers are not shared between the two.
+    pub fn with_tile_sram(self, bytes: u32) -> Device {
+        match Arc::try_unwrap(self.0) {
+            Ok(mut shared) => {
+                shared.limits.tile_sram = bytes;
+                Device(Arc::new(shared))
+            }
+            Err(_) => panic!("tile SRAM is set before the device is shared"),
+        }
+    }
+
+    /// What a person would call it.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Which variants of a kernel it takes.
+    pub fn class(&self) -> Class {
+        self.0.class
+    }
+
+    /// What it can do.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// What it has counted so far.
+    pub fn counters(&self) -> Counters {
+        self.0.account.read()
+    }
+
+    /// A new buffer of `len` elements, all zero.
+    ///
+    /// # Errors
+    /// [`DeviceError::TooLarge`] beyond the binding limit, [`DeviceError::OutOfMemory`].
+    pub fn buffer(&self, label: impl Into<String>, elem: Elem, len: usize) -> Result<Buffer> {
+        let label = label.into();
+        let bytes = len as u64 * 4;
+        let limit = self.limits().binding_bytes.min(self.limits().buffer_bytes);
+        if bytes > limit {
+            return Err(DeviceError::TooLarge { label, bytes, limit });
+        }
+        let storage = match &self.0.backend {
+            Backend::Gpu(b) => Storage::Gpu(b.create(&label, len)?),
+            Backend::Host(b) => b.create(elem, len),
+            Backend::Oracle(b) => b.create(elem, len),
+        };
+        let account = self.0.account.clone();
+        account.allocated(bytes);
+        Ok(Buffer(Arc::new(Inner { label, elem, len, storage, account })))
+    }
+
+    /// Copies `data` into a view of the same length, after all work queued before.
+    pub fn upload<T: bytemuck::NoUninit>(&self, view: &View, data: &[T]) -> Result<()> {
+        let words: &[u32] = bytemuck::cast_slice(data);
+        if words.len() != view.len {
+            return Err(DeviceError::Usage(format!("upload of {} elements into {view:?}", words.len())));
+        }
+        self.0.account.uploaded(view.len as u64 * 4);
+        on!(self, b => b.write(view, words))
+    }
+
+    /// Waits for all work on a view of floats and copies it out, rounded to f32 on the oracle.
+    pub fn download(&self, view: &View) -> Result<Vec<f32>> {
+        view.expect_elem(Elem::F32)?;
+        self.0.account.downloaded(view.len as u64 * 4);
+        Ok(bytemuck::cast_vec(on!(self, b => b.read(view))?))
+    }
+
+    /// The same for integers.
+    pub fn download_ids(&self, view: &View) -> Result<Vec<u32>> {
+        view.expect_elem(Elem::U32)?;
+        self.0.account.downloaded(view.len as u64 * 4);
+        on!(self, b => b.read(view))
+    }
+
+    /// The floats of a view at the precision the device keeps them (f64 on the oracle), widened exactly.
+    pub fn download_f64(&self, view: &View) -> Result<Vec<f64>> {
+        view.expect_elem(Elem::F32)?;
+        self.0.account.downloaded(view.len as u64 * 4);
+        match &self.0.backend {
+            Backend::Gpu(b) => Ok(b.read(view)?.into_iter().map(|w| f32::from_bits(w) as f64).collect()),
+            Backend::Host(b) => b.read_f64(view),
+            Backend::Oracle(b) => b.read_f64(view),
+        }
+    }
+
+    /// Queues one launch.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] when views, types or words do not fit the declaration; [`DeviceError::Sram`] when the
+    /// program does not fit a tile; what the driver says otherwise.
+    pub fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        check_launch(launch, self.limits())?;
+        if launch.groups == 0 {
+            return Ok(());
+        }
+        self.0.account.dispatched();
+        on!(self, b => b.launch(launch))
+    }
+
+    /// Moves blocks between buffers, after all work queued before: the exchange between two supersteps. Source and
+    /// target of a transfer must be different buffers.
+    pub fn exchange(&self, transfers: &[Transfer]) -> Result<()> {
+        for t in transfers {
+            if t.rows == 0 || t.cols == 0 {
+                continue;
+            }
+            let reach = |offset: usize, stride: usize| offset + (t.rows - 1) * stride + t.cols;
+            if reach(t.source_offset, t.source_stride) > t.source.len()
+                || reach(t.target_offset, t.target_stride) > t.target.len()
+            {
+                return Err(DeviceError::Usage(format!("exchange leaves its buffers: {t:?}")));
+            }
+            self.0.account.exchanged((t.rows * t.cols) as u64 * 4);
+            on!(self, b => b.transfer(t))?;
+        }
+        Ok(())
+    }
+
+    /// Hands queued work to the device without waiting.
+    pub fn flush(&self) -> Result<()> {
+        match &self.0.backend {
+            Backend::Gpu(b) => b.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until all queued work is done and reports what went wrong in it.
+    pub fn wait(&self) -> Result<()> {
+        match &self.0.backend {
+            Backend::Gpu(b) => b.wait(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs `f` where launches cost least: on a native device, inside its thread pool.
+    pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.0.backend {
+            Backend::Gpu(_) => f(),
+            Backend::Host(b) => b.pool.install(f),
+            Backend::Oracle(b) => b.pool.install(f),
+        }
+    }
+
+    /// Compiles a kernel now, so that its first launch does not wait for it.
+    pub fn prepare(&self, kernel: &'static Kernel, variant: &'static Variant) -> Result<()> {
+        match &self.0.backend {
+            Backend::Gpu(b) => b.prepare(kernel, variant, self.limits()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn native_limits(threads: usize) -> Limits {
+    Limits {
+        binding_bytes: u64::MAX,
+        buffer_bytes: u64::MAX,
+        workgroup_bytes: u32::MAX,
+        invocations: u32::MAX,
+        groups_per_dimension: u32::MAX,
+        view_alignment: 1,
+        tile_sram: DEFAULT_TILE_SRAM,
+        threads,
+    }
+}
+
+fn check_launch(launch: &Launch<'_>, limits: &Limits) -> Result<()> {
+    let kernel = launch.kernel;
+    let fail = |what: String| Err(DeviceError::Usage(format!("{}: {what}", kernel.name)));
+    if launch.views.len() != kernel.bindings.len() {
+        return fail(format!("{} views for {} bindings", launch.views.len(), kernel.bindings.len()));
+    }
+    if launch.params.len() != kernel.params.len() {
+        return fail(format!("{} words for {} parameters", launch.params.len(), kernel.params.len()));
+    }
+    for (view, binding) in launch.views.iter().zip(kernel.bindings) {
+        if view.buffer.elem() != binding.lane.elem() {
+            return fail(format!("{} is bound to {:?}", binding.name, view.buffer));
+        }
+        if view.len == 0 || view.offset % limits.view_alignment != 0 {
+            return fail(format!(
+                "{}: {view:?} is empty or not aligned to {} elements",
+                binding.name, limits.view_alignment
+            ));
+        }
+        if binding.lane == Lane::Vec4 && (view.offset % 4 != 0 || view.len % 4 != 0) {
+            return fail(format!("{}: {view:?} is not a whole number of vec4", binding.name));
+        }
+    }
+    let state = (kernel.tile_bytes)(launch.variant);
+    if state > limits.tile_sram {
+        return Err(DeviceError::Sram {
+            program: kernel.name.into(),
+            what: "tile SRAM (accumulators and saved state)",
+            needed: state.into(),
+            available: limits.tile_sram.into(),
+        });
+    }
+    Ok(())
+}

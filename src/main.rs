@@ -1,0 +1,2 @@
+//! The command `gaufre`.
+fn main() {}

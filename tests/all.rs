@@ -1,0 +1,17 @@
+//! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
+
+mod rig;
+
+mod program {
+    mod adamw;
+    mod attention;
+    mod column_sum;
+    mod cross_entropy;
+    mod embedding;
+    mod gelu;
+    mod grad_norm;
+    mod initial;
+    mod layer_norm;
+    mod matmul;
+    mod residual_add;
+}
