@@ -5,7 +5,12 @@
 //! `W x H` tiles and each step, it moves the blocks the tiles receive into their inboxes, then launches that one step. It
 //! knows blocks, rounds and inboxes; it must never know what a program computes.
 
-use crate::device::{Buffer, Device, Result};
+use std::sync::{Mutex, PoisonError};
+
+use crate::device::{Buffer, Device, Elem, Result, Transfer};
+use crate::wafer::Wafer;
+
+pub use crate::wafer::Round;
 
 /// How stepwise programs are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -15,20 +20,6 @@ pub enum Schedule {
     Fused,
     /// One dispatch per step and round; tiles read only their own blocks, their state and their inbox.
     Superstep,
-}
-
-/// A rectangle of tiles launched together: block (i, j) of the program with `first_row <= i < first_row + height` and
-/// `first_col <= j < first_col + width` is workgroup `(i - first_row) * width + (j - first_col)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Round {
-    /// First block row.
-    pub first_row: u32,
-    /// First block column.
-    pub first_col: u32,
-    /// Block rows.
-    pub height: u32,
-    /// Block columns.
-    pub width: u32,
 }
 
 /// Where the tiles of a launch find what they receive.
@@ -69,7 +60,9 @@ pub trait Stepwise {
     fn state(&self) -> usize;
     /// What tile (i, j) receives at a step, for an operand; `None` when the tile does nothing at that step.
     fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block>;
-    /// Launches steps `first .. last` on the tiles of a round; `state` holds `state()` elements per workgroup.
+    /// Launches steps `first .. last` on the tiles of a round. `state` has `state()` elements per workgroup, to be
+    /// restored when `first > 0` and saved when `last < steps()`; a launch of all steps does neither and gets any buffer.
+    /// Inboxes and state are reused and may be longer than the round needs: bind them with `Buffer::all`.
     fn launch(
         &self,
         device: &Device,
@@ -79,4 +72,128 @@ pub trait Stepwise {
         last: u32,
         state: &Buffer,
     ) -> Result<()>;
+}
+
+/// A device, the wafer it plays, and how stepwise programs are run there. Keeps inboxes and state from one run to the
+/// next, so that nothing is allocated after the first run of the largest program.
+pub struct Fabric {
+    device: Device,
+    schedule: Schedule,
+    wafer: Wafer,
+    memory: Mutex<Memory>,
+}
+
+/// What supersteps need beside the operands; only ever grown.
+#[derive(Default)]
+struct Memory {
+    inboxes: Vec<Buffer>,
+    state: Option<Buffer>,
+    transfers: Vec<Transfer>,
+}
+
+/// Elements of the state buffer of a program that saves none: the smallest that any adapter binds.
+const LEAST_STATE: usize = 64;
+
+impl Fabric {
+    /// A fabric of `wafer`'s tiles on a device.
+    pub fn new(device: Device, schedule: Schedule, wafer: Wafer) -> Fabric {
+        Fabric { device, schedule, wafer, memory: Mutex::default() }
+    }
+
+    /// The device that runs the tiles.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// How programs are run.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
+    }
+
+    /// The grid of tiles.
+    pub fn wafer(&self) -> Wafer {
+        self.wafer
+    }
+
+    /// Queues a whole program.
+    ///
+    /// # Errors
+    /// What the program's launches and the exchanges between them say; what was queued before stays queued.
+    pub fn run(&self, program: &dyn Stepwise) -> Result<()> {
+        let (rows, cols) = program.blocks();
+        if rows == 0 || cols == 0 {
+            return Ok(());
+        }
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.schedule {
+            Schedule::Fused => {
+                let all = Round { first_row: 0, first_col: 0, height: rows, width: cols };
+                let state = memory.state(&self.device, LEAST_STATE)?;
+                program.launch(&self.device, all, Source::InPlace, 0, program.steps(), &state)
+            }
+            Schedule::Superstep => {
+                self.wafer.rounds(rows, cols).try_for_each(|round| memory.supersteps(&self.device, program, round))
+            }
+        }
+    }
+}
+
+impl Memory {
+    /// One round: for each step, what the tiles receive, then the step.
+    fn supersteps(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<()> {
+        let tiles = round.tiles() as usize;
+        let state = self.state(device, tiles * program.state())?;
+        for operand in 0..program.operands() {
+            self.inbox(device, operand, tiles * program.inbox(operand).0)?;
+        }
+        for step in 0..program.steps() {
+            self.receive(program, round, step);
+            device.exchange(&self.transfers)?;
+            let inboxes = &self.inboxes[..program.operands()];
+            program.launch(device, round, Source::Inbox(inboxes), step, step + 1, &state)?;
+        }
+        // The list holds the operands' buffers alive.
+        self.transfers.clear();
+        Ok(())
+    }
+
+    /// Lists the blocks that the tiles of a round receive at a step.
+    fn receive(&mut self, program: &dyn Stepwise, round: Round, step: u32) {
+        self.transfers.clear();
+        for operand in 0..program.operands() {
+            let (len, stride) = program.inbox(operand);
+            for (tile, (i, j)) in round.blocks().enumerate() {
+                let Some(block) = program.receives(i, j, step, operand) else { continue };
+                self.transfers.push(Transfer {
+                    source: block.buffer,
+                    source_offset: block.offset,
+                    source_stride: block.stride,
+                    target: self.inboxes[operand].clone(),
+                    target_offset: tile * len,
+                    target_stride: stride,
+                    rows: block.rows,
+                    cols: block.cols,
+                });
+            }
+        }
+    }
+
+    fn state(&mut self, device: &Device, len: usize) -> Result<Buffer> {
+        match &self.state {
+            Some(state) if state.len() >= len => Ok(state.clone()),
+            _ => Ok(self.state.insert(device.buffer("tile state", Elem::F32, len.max(LEAST_STATE))?).clone()),
+        }
+    }
+
+    fn inbox(&mut self, device: &Device, operand: usize, len: usize) -> Result<()> {
+        let grown = match self.inboxes.get(operand) {
+            Some(inbox) if inbox.len() >= len => return Ok(()),
+            _ => device.buffer(format!("inbox {operand}"), Elem::F32, len.max(LEAST_STATE))?,
+        };
+        match self.inboxes.get_mut(operand) {
+            Some(inbox) => *inbox = grown,
+            None => self.inboxes.push(grown),
+        }
+        Ok(())
+    }
 }
