@@ -18,6 +18,7 @@ pub mod matmul;
 pub mod matrix;
 pub mod residual_add;
 pub mod schedule;
+pub mod vector;
 
 pub use matrix::Matrix;
 
