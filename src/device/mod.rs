@@ -21,7 +21,7 @@ pub use kernel::{
     ALL_CLASSES, Access, Args, Binding, Class, Kernel, Lane, Launch, NativeFn, ParamWord, Variant, Word, read, write,
 };
 pub use native::Real;
-pub use shader::{expand, workgroup_bytes};
+pub use shader::{SramUse, expand, workgroup_bytes};
 
 use buffer::{Inner, Storage};
 use counters::Account;
@@ -60,6 +60,7 @@ pub struct Device(Arc<Shared>);
 
 struct Shared {
     name: String,
+    why: String,
     class: Class,
     limits: Limits,
     backend: Backend,
@@ -67,7 +68,7 @@ struct Shared {
 }
 
 enum Backend {
-    Gpu(gpu::Gpu),
+    Gpu(Box<gpu::Gpu>),
     Host(native::Native<f32>),
     Oracle(native::Native<f64>),
 }
@@ -84,21 +85,42 @@ macro_rules! on {
 
 impl Device {
     /// Opens a device by name: `gpu`, `gpu:NAME`, `software`, `host`, `oracle` or `auto` (a hardware GPU where there is
-    /// one, else `host`). `threads` is for native devices; 0 means all cores.
+    /// one, else `host`). `threads` is for native devices; 0 means all cores. WGSL runs with every run-time check.
     ///
     /// # Errors
     /// [`DeviceError::NotFound`] lists what is there; [`DeviceError::Open`] carries the driver's words.
     pub fn open(name: &str, threads: usize) -> Result<Device> {
-        match adapter::choose(name)? {
-            Choice::Host => Device::host(threads),
-            Choice::Oracle => Device::oracle(),
+        Device::choose(name, threads, false)
+    }
+
+    /// The same, with WGSL compiled without bounds checks of arrays and bounds on loops. Results have the same bits.
+    ///
+    /// # Safety
+    /// Each kernel launched on the device must stay inside its views and its workgroup arrays, and its loops must end,
+    /// for the parameters it is launched with. The programs of this crate, launched through their own functions, do:
+    /// the test-suite runs each between sentinels with the checks on.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub unsafe fn open_trusted(name: &str, threads: usize) -> Result<Device> {
+        Device::choose(name, threads, true)
+    }
+
+    fn choose(name: &str, threads: usize, trusted: bool) -> Result<Device> {
+        let (choice, reason) = adapter::choose(name)?;
+        let mut device = match choice {
+            Choice::Host => Device::host(threads)?,
+            Choice::Oracle => Device::oracle()?,
             Choice::Adapter(found) => {
-                let account = Account::default();
-                let (gpu, limits) = gpu::Gpu::open(&found, account.clone())?;
+                let (gpu, limits) = gpu::Gpu::open(&found, trusted)?;
                 let class = if found.is_cpu() { Class::Software } else { Class::Gpu };
-                Ok(Device::new(found.title(), class, limits, Backend::Gpu(gpu), account))
+                Device::new(found.title(), class, limits, Backend::Gpu(Box::new(gpu)), Account::default())
             }
+        };
+        if let Some(shared) = Arc::get_mut(&mut device.0) {
+            shared.why = format!("{reason}, so {}", shared.name);
         }
+        Ok(device)
     }
 
     /// The embedded device on `threads` threads (0: all cores).
@@ -137,7 +159,8 @@ impl Device {
     }
 
     fn new(name: String, class: Class, limits: Limits, backend: Backend, account: Account) -> Device {
-        Device(Arc::new(Shared { name, class, limits, backend, account }))
+        let why = format!("{name} was asked for");
+        Device(Arc::new(Shared { name, why, class, limits, backend, account }))
     }
 
     /// The same kind of device with another amount of SRAM on a tile. Buffers are not shared between the two.
@@ -154,6 +177,11 @@ impl Device {
     /// What a person would call it.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Which device was opened and why, in one line.
+    pub fn why(&self) -> &str {
+        &self.0.why
     }
 
     /// Which variants of a kernel it takes.
@@ -238,7 +266,11 @@ impl Device {
             return Ok(());
         }
         self.0.account.dispatched();
-        on!(self, b => b.launch(launch))
+        match &self.0.backend {
+            Backend::Gpu(b) => b.launch(launch, self.limits()),
+            Backend::Host(b) => b.launch(launch),
+            Backend::Oracle(b) => b.launch(launch),
+        }
     }
 
     /// Moves blocks between buffers, after all work queued before: the exchange between two supersteps. Source and
@@ -247,6 +279,9 @@ impl Device {
         for t in transfers {
             if t.rows == 0 || t.cols == 0 {
                 continue;
+            }
+            if Arc::ptr_eq(&t.source.0, &t.target.0) || t.source.elem() != t.target.elem() {
+                return Err(DeviceError::Usage(format!("exchange within one buffer or between types: {t:?}")));
             }
             let reach = |offset: usize, stride: usize| offset + (t.rows - 1) * stride + t.cols;
             if reach(t.source_offset, t.source_stride) > t.source.len()
@@ -283,6 +318,16 @@ impl Device {
             Backend::Host(b) => b.pool.install(f),
             Backend::Oracle(b) => b.pool.install(f),
         }
+    }
+
+    /// What a kernel takes of a tile's SRAM.
+    ///
+    /// # Errors
+    /// [`DeviceError::Program`] when its WGSL does not compile, [`DeviceError::Sram`] when it does not fit this device.
+    pub fn sram(&self, kernel: &Kernel, variant: &Variant) -> Result<SramUse> {
+        let used = SramUse::of(kernel, variant, &expand(kernel, variant)?)?;
+        used.check(kernel.name, self.limits())?;
+        Ok(used)
     }
 
     /// Compiles a kernel now, so that its first launch does not wait for it.
@@ -328,6 +373,15 @@ fn check_launch(launch: &Launch<'_>, limits: &Limits) -> Result<()> {
         }
         if binding.lane == Lane::Vec4 && (view.offset % 4 != 0 || view.len % 4 != 0) {
             return fail(format!("{}: {view:?} is not a whole number of vec4", binding.name));
+        }
+    }
+    for (i, (view, binding)) in launch.views.iter().zip(kernel.bindings).enumerate() {
+        let twice = |(other, b): (&View, &Binding)| {
+            Arc::ptr_eq(&view.buffer.0, &other.buffer.0)
+                && (binding.access == Access::Write || b.access == Access::Write)
+        };
+        if launch.views[..i].iter().zip(kernel.bindings).any(twice) {
+            return fail(format!("{:?} is bound for writing and bound a second time", view.buffer));
         }
     }
     let state = (kernel.tile_bytes)(launch.variant);

@@ -8,8 +8,8 @@
 
 use std::fmt::Write;
 
-use super::DeviceError;
 use super::kernel::{Access, Kernel, Lane, Variant, Word};
+use super::{DeviceError, Limits};
 
 /// The WGSL of a kernel in a variant.
 ///
@@ -24,11 +24,59 @@ pub fn expand(kernel: &Kernel, variant: &Variant) -> Result<String, DeviceError>
     Ok(source)
 }
 
+/// What a kernel takes of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SramUse {
+    /// Bytes of workgroup memory, measured by naga.
+    pub workgroup: u32,
+    /// Bytes of accumulators and saved state, as declared.
+    pub tile: u32,
+    /// Both: what must fit the tile's SRAM.
+    pub total: u32,
+    /// Invocations of a workgroup.
+    pub invocations: u32,
+}
+
+impl SramUse {
+    /// Measures the expanded source of a kernel.
+    ///
+    /// # Errors
+    /// [`DeviceError::Program`] with naga's words, when the source does not parse or validate.
+    pub fn of(kernel: &Kernel, variant: &Variant, source: &str) -> Result<SramUse, DeviceError> {
+        let (workgroup, invocations) = measure(kernel.name, source)?;
+        let tile = (kernel.tile_bytes)(variant);
+        Ok(SramUse { workgroup, tile, total: workgroup.saturating_add(tile), invocations })
+    }
+
+    /// Holds it against a tile and an adapter, which wgpu does not do for workgroup memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::Sram`] with what is too small.
+    pub fn check(&self, program: &str, limits: &Limits) -> Result<(), DeviceError> {
+        for (what, needed, available) in [
+            ("tile SRAM (workgroup memory, accumulators and saved state)", self.total, limits.tile_sram),
+            ("the adapter's workgroup memory", self.workgroup, limits.workgroup_bytes),
+            ("workgroup (invocations, not bytes)", self.invocations, limits.invocations),
+        ] {
+            if needed > available {
+                let (needed, available) = (needed.into(), available.into());
+                return Err(DeviceError::Sram { program: program.into(), what, needed, available });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Bytes of workgroup memory that an entry point uses, each variable rounded up to 16 bytes as drivers do.
 ///
 /// # Errors
 /// [`DeviceError::Program`] with naga's words, when the source does not parse or validate.
 pub fn workgroup_bytes(name: &str, source: &str) -> Result<u32, DeviceError> {
+    measure(name, source).map(|(bytes, _)| bytes)
+}
+
+/// Bytes of workgroup memory and number of invocations of an entry point.
+fn measure(name: &str, source: &str) -> Result<(u32, u32), DeviceError> {
     let fail = |reason: String| DeviceError::Program { program: name.into(), reason };
     let module = naga::front::wgsl::parse_str(source).map_err(|e| fail(e.emit_to_string(source)))?;
     let mut validator =
@@ -42,12 +90,13 @@ pub fn workgroup_bytes(name: &str, source: &str) -> Result<u32, DeviceError> {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).map_err(|e| fail(e.to_string()))?;
     let used = info.get_entry_point(entry);
-    Ok(module
+    let bytes = module
         .global_variables
         .iter()
         .filter(|(handle, var)| var.space == naga::AddressSpace::WorkGroup && !used[*handle].is_empty())
         .map(|(_, var)| layouter[var.ty].size.next_multiple_of(16))
-        .sum())
+        .sum();
+    Ok((bytes, module.entry_points[entry].workgroup_size.iter().product()))
 }
 
 fn prelude(kernel: &Kernel, variant: &Variant) -> String {
