@@ -1,0 +1,244 @@
+//! The model as a list of visits, forward and backward. Parameters come from the store, activations from [`Activations`];
+//! every micro-batch of a step passes a visit before the next visit begins. It must never know an optimiser or a clock.
+
+use super::activations::{Activations, Index, Recompute, Shape};
+use super::config::Config;
+use super::head::Sweep;
+use super::layer::Block;
+use super::table::{Table, Visit};
+use crate::device::{Device, View};
+use crate::program::embedding::{self, Occurrences};
+use crate::program::initial::Initial;
+use crate::program::schedule::Fabric;
+use crate::program::{Matrix, cross_entropy};
+use crate::store::{Result, Store, Tensor};
+
+/// One micro-batch: `batch * seq_len` inputs and targets, row by row.
+#[derive(Clone, Debug)]
+pub struct Micro {
+    /// Token ids.
+    pub inputs: Vec<u32>,
+    /// The token after each; [`cross_entropy::IGNORE`] where it does not count.
+    pub targets: Vec<u32>,
+}
+
+/// A GPT-2 family model on one device, for one shape.
+pub struct Gpt {
+    config: Config,
+    table: Table,
+    shape: Shape,
+    kept: bool,
+    acts: Activations,
+    /// One over the number of targets that count in this step.
+    scale: f32,
+}
+
+impl Gpt {
+    /// Allocates the activations of a model. `kept`: see [`Gpt::keeps`].
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn new(device: &Device, config: Config, shape: Shape, kept: bool) -> Result<Gpt> {
+        let table = Table::new(&config);
+        let acts = Activations::new(device, &config, &shape, kept)?;
+        let positions: Vec<u32> = (0..shape.rows()).map(|r| (r % shape.seq_len) as u32).collect();
+        device.upload(&acts.positions.0.all(), &positions)?;
+        let mut gpt = Gpt { config, table, shape, kept, acts, scale: 0.0 };
+        fill(device, &mut gpt.acts.positions.1, &positions)?;
+        Ok(gpt)
+    }
+
+    /// Whether all activations are kept: `auto` keeps them where they take at most `available` bytes.
+    pub fn keeps(config: &Config, shape: &Shape, recompute: Recompute, available: u64) -> bool {
+        match recompute {
+            Recompute::None => true,
+            Recompute::Layer => false,
+            Recompute::Auto => Activations::bytes(config, shape, true) <= available,
+        }
+    }
+
+    /// The tensors of a model, for a store.
+    pub fn tensors(config: &Config, seed: u64) -> Vec<Tensor> {
+        let tensor = |(i, p): (usize, super::table::Parameter)| Tensor {
+            name: p.name,
+            rows: p.rows,
+            cols: p.cols,
+            vector: p.vector,
+            initial: Initial { seed, tensor: i as u32, kind: p.initial },
+        };
+        Table::new(config).parameters.into_iter().enumerate().map(tensor).collect()
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The table of parameters.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Sizes of a step.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    pub(super) fn activations(&self) -> &Activations {
+        &self.acts
+    }
+
+    /// All visits, in forward order.
+    pub fn visits(&self) -> Vec<Visit> {
+        let layers = (0..self.config.layers).map(Visit::Layer);
+        std::iter::once(Visit::Embed).chain(layers).chain([Visit::Head]).collect()
+    }
+
+    /// Uploads the micro-batches of a step.
+    ///
+    /// # Errors
+    /// What the device says.
+    ///
+    /// # Panics
+    /// When there are more or fewer micro-batches or rows than the shape says.
+    pub fn load(&mut self, device: &Device, batches: &[Micro]) -> Result<()> {
+        assert_eq!(batches.len(), self.shape.micro_batches, "micro-batches of a step");
+        for (ids, batch) in self.acts.ids.iter_mut().zip(batches) {
+            device.upload(&ids.inputs.all(), &batch.inputs)?;
+            device.upload(&ids.targets.all(), &batch.targets)?;
+            fill(device, &mut ids.index, &batch.inputs)?;
+        }
+        let counted = batches.iter().flat_map(|b| &b.targets).filter(|t| **t != cross_entropy::IGNORE).count();
+        self.scale = 1.0 / counted.max(1) as f32;
+        Ok(())
+    }
+
+    /// The forward pass of a visit, all micro-batches. [`Visit::Head`] leaves nothing for its backward pass: see
+    /// [`Gpt::turn`].
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn forward(&self, fabric: &Fabric, store: &mut Store, visit: Visit) -> Result<()> {
+        self.begin(store, visit, true)?;
+        match visit {
+            Visit::Embed => (0..self.shape.micro_batches).try_for_each(|micro| self.embed(fabric, store, micro)),
+            Visit::Layer(layer) => (0..self.shape.micro_batches)
+                .try_for_each(|micro| self.block(layer, micro).forward(fabric, store, Some(&self.acts.stream[layer + 1][micro]))),
+            Visit::Head => unreachable!("the head turns: its forward and backward are one sweep"),
+        }
+    }
+
+    /// The head: adds the mean loss of the step to `scalars[slot]`, micro-batch after micro-batch, and with `train` begins
+    /// the backward pass.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn turn(&self, fabric: &Fabric, store: &mut Store, scalars: &View, slot: usize, train: bool) -> Result<()> {
+        self.begin(store, Visit::Head, false)?;
+        for micro in 0..self.shape.micro_batches {
+            let sweep = Sweep::new(self, micro);
+            sweep.forward(fabric, store)?;
+            let losses = &self.acts.head.losses;
+            cross_entropy::sum(fabric.device(), losses, self.scale, scalars, slot, micro > 0)?;
+            if train {
+                sweep.backward(fabric, store, self.scale)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The backward pass of a visit, all micro-batches. Afterwards the gradients of the tensors that the visit owns are
+    /// complete.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn backward(&self, fabric: &Fabric, store: &mut Store, visit: Visit) -> Result<()> {
+        if visit != Visit::Head {
+            self.begin(store, visit, false)?;
+        }
+        match visit {
+            Visit::Embed => (0..self.shape.micro_batches).try_for_each(|micro| self.embed_backward(fabric, store, micro)),
+            Visit::Layer(layer) => (0..self.shape.micro_batches).try_for_each(|micro| {
+                let block = self.block(layer, micro);
+                if !self.kept {
+                    block.forward(fabric, store, None)?;
+                }
+                block.backward(fabric, store, &self.acts.d_stream[micro])
+            }),
+            Visit::Head => Ok(()),
+        }
+    }
+
+    /// Tells the store which tensors come now and next.
+    fn begin(&self, store: &mut Store, visit: Visit, forward: bool) -> Result<()> {
+        let visits = self.visits();
+        let at = visits.iter().position(|v| *v == visit).expect("a visit of this model");
+        let next = if forward { visits.get(at + 1) } else { at.checked_sub(1).map(|i| &visits[i]) };
+        let tensors = |visit: Visit| match visit {
+            Visit::Head => vec![self.table.tokens, self.table.norm_f.weight],
+            _ => self.table.owned(visit).collect::<Vec<_>>(),
+        };
+        store.begin_visit(&tensors(visit), &next.map_or(Vec::new(), |v| tensors(*v)))
+    }
+
+    fn block(&self, layer: usize, micro: usize) -> Block<'_> {
+        Block {
+            config: &self.config,
+            shape: &self.shape,
+            rows: &self.table.layers[layer],
+            all: &self.acts,
+            kept: self.acts.layer(layer, micro),
+            x: &self.acts.stream[layer][micro],
+        }
+    }
+
+    /// `x = positions + tokens`.
+    fn embed(&self, fabric: &Fabric, store: &mut Store, micro: usize) -> Result<()> {
+        let (positions, x) = (self.acts.positions.0.all(), &self.acts.stream[0][micro]);
+        embed(fabric, store, self.table.positions, &positions, x, false)?;
+        embed(fabric, store, self.table.tokens, &self.acts.ids[micro].inputs.all(), x, true)
+    }
+
+    fn embed_backward(&self, fabric: &Fabric, store: &mut Store, micro: usize) -> Result<()> {
+        let (positions, tokens) = (&self.acts.positions.1, &self.acts.ids[micro].index);
+        let dx = &self.acts.d_stream[micro];
+        embed_backward(fabric, store, self.table.positions, positions, dx)?;
+        embed_backward(fabric, store, self.table.tokens, tokens, dx)
+    }
+}
+
+/// `out[r] (+)= table[ids[r]]`, panel by panel.
+pub(super) fn embed(
+    fabric: &Fabric,
+    store: &mut Store,
+    table: usize,
+    ids: &View,
+    out: &Matrix,
+    accumulate: bool,
+) -> Result<()> {
+    for panel in store.panels(table) {
+        store.begin_operation();
+        let rows = store.weight(table, panel)?;
+        embedding::forward(fabric.device(), ids, &rows, panel.first_row, out, accumulate)?;
+    }
+    Ok(())
+}
+
+fn embed_backward(fabric: &Fabric, store: &mut Store, table: usize, index: &Index, dx: &Matrix) -> Result<()> {
+    for panel in store.panels(table) {
+        store.begin_operation();
+        let gradient = store.whole_gradient(table, panel)?;
+        let (rows, starts, ids) = (index.rows.all(), index.starts.all(), index.ids.all());
+        embedding::backward(fabric.device(), &rows, &starts, &ids, index.count, dx, &gradient, panel.first_row)?;
+    }
+    Ok(())
+}
+
+fn fill(device: &Device, index: &mut Index, ids: &[u32]) -> Result<()> {
+    let found = Occurrences::of(ids);
+    device.upload(&index.rows.view(0, found.rows.len()), &found.rows)?;
+    device.upload(&index.starts.view(0, found.starts.len()), &found.starts)?;
+    device.upload(&index.ids.view(0, found.ids.len()), &found.ids)?;
+    index.count = found.ids.len();
+    Ok(())
+}

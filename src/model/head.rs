@@ -1,0 +1,131 @@
+//! The head and the loss over vocabulary chunks: logits are computed, used and overwritten a chunk at a time, and never
+//! stored whole. Forward goes up the vocabulary keeping a running maximum and sum for each row; backward goes down it,
+//! starting with the chunk that forward left in place, and computes the logits of every other chunk again (equal bits).
+
+use super::activations::{Activations, vocabulary_chunk};
+use super::gpt::Gpt;
+use super::linear::{self, NormGradient};
+use crate::program::matmul::{self, Form, Matmul};
+use crate::program::schedule::Fabric;
+use crate::program::{Matrix, cross_entropy};
+use crate::store::{Panel, Result, Store};
+
+/// The rows of one panel that fall in one chunk.
+struct Piece {
+    panel: Panel,
+    /// First row within the panel.
+    in_panel: usize,
+    /// First column within the chunk.
+    in_chunk: usize,
+    rows: usize,
+}
+
+/// One sweep of the head over a micro-batch.
+pub struct Sweep<'a> {
+    gpt: &'a Gpt,
+    acts: &'a Activations,
+    micro: usize,
+    chunk: usize,
+}
+
+impl<'a> Sweep<'a> {
+    /// For a micro-batch of a model.
+    pub fn new(gpt: &'a Gpt, micro: usize) -> Sweep<'a> {
+        Sweep { gpt, acts: gpt.activations(), micro, chunk: vocabulary_chunk(gpt.config(), gpt.shape()) }
+    }
+
+    /// Fills the losses of the rows.
+    pub fn forward(&self, fabric: &Fabric, store: &mut Store) -> Result<()> {
+        let (head, device) = (&self.acts.head, fabric.device());
+        let x = self.acts.stream.last().expect("a model has layers");
+        let (y, stats) = &head.norm;
+        linear::norm(fabric, store, self.gpt.table().norm_f, self.gpt.config().norm_eps, &x[self.micro], y, stats)?;
+        let targets = self.acts.ids[self.micro].targets.all();
+        for chunk in 0..self.chunks() {
+            let logits = self.logits(fabric, store, chunk)?;
+            cross_entropy::forward(device, &logits, &targets, chunk * self.chunk, &head.state, chunk == 0)?;
+        }
+        Ok(cross_entropy::finish(device, &targets, &head.state, &head.losses)?)
+    }
+
+    /// After [`Sweep::forward`] of the same micro-batch: gradients of the token table and of the residual stream, of
+    /// `scale` times the sum of the losses.
+    pub fn backward(&self, fabric: &Fabric, store: &mut Store, scale: f32) -> Result<()> {
+        let (head, device) = (&self.acts.head, fabric.device());
+        let targets = self.acts.ids[self.micro].targets.all();
+        let (y, stats) = &head.norm;
+        let d_norm = &self.acts.gradients.narrow;
+        for chunk in (0..self.chunks()).rev() {
+            let last = chunk + 1 == self.chunks();
+            let logits = if last { self.columns(chunk) } else { self.logits(fabric, store, chunk)? };
+            cross_entropy::backward(device, &logits, &targets, &head.state, chunk * self.chunk, scale)?;
+            for piece in self.pieces(store, chunk) {
+                let tokens = self.gpt.table().tokens;
+                let a = logits.columns(piece.in_chunk, piece.rows);
+                store.begin_operation();
+                let weight = store.weight(tokens, piece.panel)?.rows(piece.in_panel, piece.rows);
+                let accumulate = !last || piece.in_chunk > 0;
+                matmul::run(fabric, &Matmul { form: Form::NN, a: &a, b: &weight, c: d_norm, bias: None, accumulate })?;
+                store.begin_operation();
+                let gradient = self.gradient(store, &piece)?;
+                let product = Matmul { form: Form::TN, a: &a, b: y, c: &gradient.0, bias: None, accumulate: gradient.1 };
+                matmul::run(fabric, &product)?;
+            }
+        }
+        let x = &self.acts.stream.last().expect("a model has layers")[self.micro];
+        let dx = &self.acts.d_stream[self.micro];
+        let norm = NormGradient { x, stats, dy: d_norm, residual: None, dx };
+        linear::norm_backward(fabric, store, self.gpt.table().norm_f, &norm)
+    }
+
+    /// The rows of a panel's gradient that belong to a piece, and whether to add to them. Chunks come from the last one
+    /// down, so a panel is fresh at its last piece; the rest of it is zeroed then, and added to later.
+    fn gradient(&self, store: &mut Store, piece: &Piece) -> Result<(Matrix, bool)> {
+        let tokens = self.gpt.table().tokens;
+        let whole = piece.rows == piece.panel.rows;
+        let (gradient, accumulate) = if whole {
+            let (gradient, fresh) = store.gradient(tokens, piece.panel)?;
+            (gradient, !fresh)
+        } else {
+            (store.whole_gradient(tokens, piece.panel)?, true)
+        };
+        Ok((gradient.rows(piece.in_panel, piece.rows), accumulate))
+    }
+
+    fn chunks(&self) -> usize {
+        self.gpt.config().vocab_size.div_ceil(self.chunk)
+    }
+
+    fn columns(&self, chunk: usize) -> Matrix {
+        let cols = self.chunk.min(self.gpt.config().vocab_size - chunk * self.chunk);
+        let logits = &self.acts.head.logits;
+        // The last chunk may be narrower: its padding is its own, so its rows lie as if it were the whole buffer.
+        Matrix::over(&logits.view.buffer, logits.rows, cols)
+    }
+
+    fn logits(&self, fabric: &Fabric, store: &mut Store, chunk: usize) -> Result<Matrix> {
+        let logits = self.columns(chunk);
+        for piece in self.pieces(store, chunk) {
+            store.begin_operation();
+            let weight = store.weight(self.gpt.table().tokens, piece.panel)?.rows(piece.in_panel, piece.rows);
+            let c = logits.columns(piece.in_chunk, piece.rows);
+            let a = &self.acts.head.norm.0;
+            matmul::run(fabric, &Matmul { form: Form::NT, a, b: &weight, c: &c, bias: None, accumulate: false })?;
+        }
+        Ok(logits)
+    }
+
+    fn pieces(&self, store: &Store, chunk: usize) -> Vec<Piece> {
+        let (from, to) = (chunk * self.chunk, ((chunk + 1) * self.chunk).min(self.gpt.config().vocab_size));
+        let piece = |panel: Panel| {
+            let (first, end) = (panel.first_row.max(from), (panel.first_row + panel.rows).min(to));
+            (first < end).then(|| Piece {
+                panel,
+                in_panel: first - panel.first_row,
+                in_chunk: first - from,
+                rows: end - first,
+            })
+        };
+        store.panels(self.gpt.table().tokens).filter_map(piece).collect()
+    }
+}

@@ -1,0 +1,104 @@
+//! Linear layers and norms over panels: the only place where a model meets the store panel by panel.
+//!
+//! `y = x W^T + b` with `W` stored `[out, in]`: a panel of rows of `W` gives columns of `y`, takes its part of the
+//! contraction in `dx = dy W`, and owns rows of `dW = dy^T x`. Each panel's gradient continues where the micro-batch before
+//! left it. It must never know which layer it serves.
+
+use super::table::Affine;
+use crate::program::matmul::{self, Form, Matmul};
+use crate::program::schedule::Fabric;
+use crate::program::{Matrix, column_sum, layer_norm};
+use crate::store::{Panel, Result, Store};
+
+/// The only panel of a vector.
+const VECTOR: Panel = Panel { index: 0, first_row: 0, rows: 1 };
+
+/// `y = x W^T + b`.
+pub fn forward(fabric: &Fabric, store: &mut Store, layer: Affine, x: &Matrix, y: &Matrix) -> Result<()> {
+    for panel in store.panels(layer.weight) {
+        store.begin_operation();
+        let weight = store.weight(layer.weight, panel)?;
+        let bias = match layer.bias {
+            Some(bias) => Some(store.weight(bias, VECTOR)?.columns(panel.first_row, panel.rows)),
+            None => None,
+        };
+        let c = y.columns(panel.first_row, panel.rows);
+        let product = Matmul { form: Form::NT, a: x, b: &weight, c: &c, bias: bias.as_ref(), accumulate: false };
+        matmul::run(fabric, &product)?;
+    }
+    Ok(())
+}
+
+/// `dx = dy W`.
+pub fn backward_input(fabric: &Fabric, store: &mut Store, layer: Affine, dy: &Matrix, dx: &Matrix) -> Result<()> {
+    for panel in store.panels(layer.weight) {
+        store.begin_operation();
+        let weight = store.weight(layer.weight, panel)?;
+        let a = dy.columns(panel.first_row, panel.rows);
+        let accumulate = panel.index > 0;
+        matmul::run(fabric, &Matmul { form: Form::NN, a: &a, b: &weight, c: dx, bias: None, accumulate })?;
+    }
+    Ok(())
+}
+
+/// `dW += dy^T x`, `db += column sums of dy`.
+pub fn backward_weight(fabric: &Fabric, store: &mut Store, layer: Affine, x: &Matrix, dy: &Matrix) -> Result<()> {
+    for panel in store.panels(layer.weight) {
+        store.begin_operation();
+        let (gradient, fresh) = store.gradient(layer.weight, panel)?;
+        let a = dy.columns(panel.first_row, panel.rows);
+        matmul::run(fabric, &Matmul { form: Form::TN, a: &a, b: x, c: &gradient, bias: None, accumulate: !fresh })?;
+    }
+    backward_bias(fabric, store, layer, dy)
+}
+
+/// `y = norm(x) * gain + bias`; `stats` keeps mean and reciprocal deviation of each row.
+pub fn norm(
+    fabric: &Fabric,
+    store: &mut Store,
+    norm: Affine,
+    eps: f32,
+    x: &Matrix,
+    y: &Matrix,
+    stats: &Matrix,
+) -> Result<()> {
+    store.begin_operation();
+    let gain = store.weight(norm.weight, VECTOR)?;
+    let bias = norm.bias.map(|bias| store.weight(bias, VECTOR)).transpose()?;
+    Ok(layer_norm::forward(fabric.device(), x, &gain, bias.as_ref(), eps, y, stats)?)
+}
+
+/// The operands of the backward pass of a norm.
+pub struct NormGradient<'a> {
+    /// Its input.
+    pub x: &'a Matrix,
+    /// What its forward pass kept.
+    pub stats: &'a Matrix,
+    /// Gradient of its output.
+    pub dy: &'a Matrix,
+    /// Gradient that by-passes it along the residual stream.
+    pub residual: Option<&'a Matrix>,
+    /// Gradient of its input.
+    pub dx: &'a Matrix,
+}
+
+/// `dx = norm backward (+ residual)`, gradients of gain and bias added.
+pub fn norm_backward(fabric: &Fabric, store: &mut Store, norm: Affine, g: &NormGradient<'_>) -> Result<()> {
+    let device = fabric.device();
+    store.begin_operation();
+    let (d_gain, fresh) = store.gradient(norm.weight, VECTOR)?;
+    layer_norm::gain_backward(device, g.x, g.stats, g.dy, &d_gain, !fresh)?;
+    backward_bias(fabric, store, norm, g.dy)?;
+    store.begin_operation();
+    let gain = store.weight(norm.weight, VECTOR)?;
+    Ok(layer_norm::backward(device, g.x, &gain, g.stats, g.dy, g.residual, g.dx)?)
+}
+
+fn backward_bias(fabric: &Fabric, store: &mut Store, layer: Affine, dy: &Matrix) -> Result<()> {
+    if let Some(bias) = layer.bias {
+        store.begin_operation();
+        let (gradient, fresh) = store.gradient(bias, VECTOR)?;
+        column_sum::run(fabric.device(), dy, &gradient, !fresh)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! The model: configuration, table of parameters, visits, and the forward and backward pass of each visit.
+//!
+//! A model is a list of visits (embed, layer i, head). Each takes its parameters from the store panel by panel and its
+//! activations from buffers allocated once. This layer queues work in order; it must never know an optimiser, a clock, a
+//! file or which device runs it.
+
+mod activations;
+mod config;
+mod decode;
+mod gpt;
+mod head;
+mod layer;
+mod linear;
+mod presets;
+mod table;
+
+pub use activations::{Recompute, Shape};
+pub use config::{Config, ModelError};
+pub use decode::Decoder;
+pub use gpt::{Gpt, Micro};
+pub use presets::{PRESETS, preset};
+pub use table::{Parameter, Table, Visit};

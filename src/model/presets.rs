@@ -1,0 +1,59 @@
+//! The presets: one TOML file a model in `models/`, compiled in, so that an installed binary has them. It must never know
+//! more of a model than its name and its text.
+
+use super::config::{Config, ModelError};
+
+macro_rules! presets {
+    ($($name:literal),* $(,)?) => {
+        /// Names and texts of all presets.
+        pub const PRESETS: &[(&str, &str)] = &[$(($name, include_str!(concat!("../../models/", $name, ".toml")))),*];
+    };
+}
+
+presets!["demo", "gpt2", "gpt2-large", "gpt2-medium", "gpt2-xl", "shakespeare-char"];
+
+/// The preset of a name.
+///
+/// # Errors
+/// [`ModelError::Unknown`] with the near names.
+pub fn preset(name: &str) -> Result<Config, ModelError> {
+    match PRESETS.iter().find(|(n, _)| *n == name) {
+        Some((n, text)) => Config::parse(n, text),
+        None => Err(ModelError::Unknown { wanted: name.into(), near: near(name) }),
+    }
+}
+
+/// The three presets whose names differ least.
+fn near(name: &str) -> String {
+    let mut names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
+    names.sort_by_key(|n| distance(name, n));
+    names.truncate(3);
+    names.join(", ")
+}
+
+/// Edits from one word to another (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_lists_the_near_ones() {
+        let error = preset("gpt2-larg").unwrap_err();
+        assert_eq!(error, ModelError::Unknown { wanted: "gpt2-larg".into(), near: "gpt2-large, gpt2-xl, gpt2".into() });
+    }
+}

@@ -1,0 +1,102 @@
+//! Device slots: buffers of a few sizes that panels take turns in, the least recently used first out.
+//!
+//! A slot remembers which cell it holds and whether the device's copy is newer. It must never know what a cell means.
+
+use crate::device::{Buffer, Device, Elem, Result};
+
+/// Sizes and numbers of the slots of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotPlan {
+    /// For each size class: elements of a slot, and slots.
+    pub classes: Vec<(usize, usize)>,
+}
+
+impl SlotPlan {
+    /// Bytes of all slots.
+    pub fn bytes(&self) -> u64 {
+        self.classes.iter().map(|(elements, slots)| (elements * slots * 4) as u64).sum()
+    }
+}
+
+/// One buffer and what it holds.
+pub struct Slot {
+    /// The memory.
+    pub buffer: Buffer,
+    /// The cell whose values are in it.
+    pub cell: Option<usize>,
+    /// True when they are newer than the cell's copy in host memory.
+    pub dirty: bool,
+    used: u64,
+}
+
+/// All slots of a store.
+pub struct Slots {
+    classes: Vec<Vec<Slot>>,
+    clock: u64,
+    operation: u64,
+    visit: u64,
+}
+
+/// Where a slot is: class and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    class: usize,
+    number: usize,
+}
+
+impl Slots {
+    /// Allocates every slot of a plan.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn new(device: &Device, plan: &SlotPlan) -> Result<Slots> {
+        let slot = |elements| -> Result<Slot> {
+            let buffer = device.buffer(format!("panel slot of {elements}"), Elem::F32, elements)?;
+            Ok(Slot { buffer, cell: None, dirty: false, used: 0 })
+        };
+        let class = |&(elements, slots): &(usize, usize)| (0..slots).map(|_| slot(elements)).collect();
+        let classes = plan.classes.iter().map(class).collect::<Result<_>>()?;
+        Ok(Slots { classes, clock: 1, operation: 0, visit: 0 })
+    }
+
+    /// Begins an operation: slots used from now on are safe until the next one begins.
+    pub fn begin_operation(&mut self) {
+        self.clock += 1;
+        self.operation = self.clock;
+    }
+
+    /// Begins a visit: prefetching spares the slots used from now on.
+    pub fn begin_visit(&mut self) {
+        self.begin_operation();
+        self.visit = self.operation;
+    }
+
+    /// The slot at a place, marked as used.
+    pub fn touch(&mut self, place: Place) -> &mut Slot {
+        self.clock += 1;
+        let slot = &mut self.classes[place.class][place.number];
+        slot.used = self.clock;
+        slot
+    }
+
+    /// A slot of a class to put something else in: empty, or the least recently used one that the current operation
+    /// does not use.
+    ///
+    /// # Panics
+    /// When the operation itself uses every slot of the class: the plan gives each class more than an operation needs.
+    pub fn victim(&self, class: usize) -> Place {
+        self.oldest(class, self.operation, |_| true).expect("the plan leaves a slot for every operand of an operation")
+    }
+
+    /// The same for a prefetch: only a slot that costs nothing to give up and that the current visit has not used.
+    pub fn spare(&self, class: usize) -> Option<Place> {
+        self.oldest(class, self.visit, |slot| !slot.dirty)
+    }
+
+    fn oldest(&self, class: usize, before: u64, fit: impl Fn(&Slot) -> bool) -> Option<Place> {
+        let slots = self.classes[class].iter().enumerate();
+        let free = slots.filter(|(_, s)| fit(s) && (s.cell.is_none() || s.used < before));
+        let (number, _) = free.min_by_key(|(_, s)| (s.cell.is_some(), s.used))?;
+        Some(Place { class, number })
+    }
+}
