@@ -194,7 +194,8 @@ impl Activations {
 }
 
 impl LayerActivations {
-    fn new(device: &Device, config: &Config, shape: &Shape) -> Result<LayerActivations> {
+    /// For one layer and one micro-batch.
+    pub fn new(device: &Device, config: &Config, shape: &Shape) -> Result<LayerActivations> {
         let (rows, d) = (shape.rows(), config.d_model);
         let wide = |label: &str, cols| Matrix::new(device, label, rows, cols);
         Ok(LayerActivations {
