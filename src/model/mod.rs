@@ -14,7 +14,7 @@ mod linear;
 mod presets;
 mod table;
 
-pub use activations::{Recompute, Shape};
+pub use activations::{Activations, Recompute, Shape};
 pub use config::{Config, ModelError};
 pub use decode::Decoder;
 pub use gpt::{Gpt, Micro};
