@@ -1,0 +1,113 @@
+//! What a run says of itself, and to whom: a bar for a person, lines for a log, JSONL for a program.
+//!
+//! Training tells an [`Observer`] what happened; it must never know who listens, and no observer changes what is computed.
+
+pub mod device;
+pub mod metrics;
+pub mod progress;
+
+use std::path::{Path, PathBuf};
+
+/// A report that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {source}; make room or choose another --out", path.display())]
+pub struct ReportError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the system says.
+    pub source: std::io::Error,
+}
+
+/// Result of a report.
+pub type Result<T> = std::result::Result<T, ReportError>;
+
+/// What is known when a run starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// The device, in one line: see [`device::line`].
+    pub device: &'a str,
+    /// Name of the model.
+    pub model: &'a str,
+    /// Its parameters.
+    pub parameters: u64,
+    /// Tokens to train on.
+    pub train_tokens: u64,
+    /// Tokens held out.
+    pub validation_tokens: u64,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Tokens of a step.
+    pub step_tokens: u64,
+    /// Folder of the run.
+    pub folder: &'a Path,
+}
+
+/// One step, done.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLine {
+    /// Steps done, this one included: 1 for the first.
+    pub step: u64,
+    /// Mean loss over the step's tokens, in nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Tokens trained on so far.
+    pub tokens: u64,
+    /// Tokens a second in this step.
+    pub tokens_per_second: f64,
+    /// Whether the update was left out because something was not finite.
+    pub skipped: bool,
+}
+
+/// What is known when a run ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish {
+    /// Steps done.
+    pub steps: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// Who is told. An error ends the run: a disk that is full should not cost the metrics in silence.
+pub trait Observer {
+    /// The run starts.
+    ///
+    /// # Errors
+    /// [`ReportError`], here and below: what could not be written.
+    fn started(&mut self, start: &Start<'_>) -> Result<()>;
+    /// A step is done.
+    fn step(&mut self, line: &StepLine) -> Result<()>;
+    /// After `step` steps the validation loss is `val_loss`.
+    fn evaluation(&mut self, step: u64, val_loss: f64) -> Result<()>;
+    /// The run is over.
+    fn finished(&mut self, finish: &Finish) -> Result<()>;
+}
+
+/// Tells the first, then the second.
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn started(&mut self, start: &Start<'_>) -> Result<()> {
+        self.0.started(start)?;
+        self.1.started(start)
+    }
+
+    fn step(&mut self, line: &StepLine) -> Result<()> {
+        self.0.step(line)?;
+        self.1.step(line)
+    }
+
+    fn evaluation(&mut self, step: u64, val_loss: f64) -> Result<()> {
+        self.0.evaluation(step, val_loss)?;
+        self.1.evaluation(step, val_loss)
+    }
+
+    fn finished(&mut self, finish: &Finish) -> Result<()> {
+        self.0.finished(finish)?;
+        self.1.finished(finish)
+    }
+}

@@ -1,0 +1,142 @@
+//! Progress for a person: a bar on a terminal, else a line at the start, at the end and at every tenth of the run.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+use super::{Finish, Observer, ReportError, Result, Start, StepLine};
+
+/// Shows how far a run is.
+pub struct Progress<W> {
+    out: W,
+    terminal: bool,
+    bar: ProgressBar,
+    started: Instant,
+    steps: u64,
+    val_loss: Option<f64>,
+    /// First step that is worth a line of its own.
+    next_line: u64,
+}
+
+impl Progress<std::io::Stderr> {
+    /// Progress on standard error.
+    pub fn stderr() -> Self {
+        let out = std::io::stderr();
+        let terminal = out.is_terminal();
+        Progress::new(out, terminal)
+    }
+}
+
+impl<W: Write> Progress<W> {
+    /// Progress as lines to `out`; on a terminal as a bar on standard error, with `out` for the rest.
+    pub fn new(out: W, terminal: bool) -> Self {
+        Self {
+            out,
+            terminal,
+            bar: ProgressBar::hidden(),
+            started: Instant::now(),
+            steps: 0,
+            val_loss: None,
+            next_line: 1,
+        }
+    }
+
+    fn line(&mut self, text: &str) -> Result<()> {
+        writeln!(self.out, "{text}").map_err(|source| ReportError { path: "standard error".into(), source })
+    }
+
+    /// What is said of a step.
+    fn message(&self, line: &StepLine) -> String {
+        let val = self.val_loss.map_or(String::new(), |v| format!("  val {v:.4}"));
+        let skipped = if line.skipped { "  not finite: update skipped" } else { "" };
+        format!("loss {:.4}{val}  {:.0} tokens/s{skipped}", line.loss, line.tokens_per_second)
+    }
+
+    fn time_left(&self, step: u64) -> HumanDuration {
+        let each = self.started.elapsed().as_secs_f64() / step.max(1) as f64;
+        let left = each * self.steps.saturating_sub(step) as f64;
+        HumanDuration(Duration::try_from_secs_f64(left.round()).unwrap_or(Duration::MAX))
+    }
+}
+
+impl<W: Write> Observer for Progress<W> {
+    fn started(&mut self, start: &Start<'_>) -> Result<()> {
+        let Start { device, model, parameters, train_tokens, validation_tokens, vocab_size, .. } = start;
+        self.line(device)?;
+        self.line(&format!("model: {model}, {parameters} parameters, vocabulary {vocab_size}"))?;
+        self.line(&format!("data: {train_tokens} tokens to train on, {validation_tokens} for validation"))?;
+        let (steps, tokens, folder) = (start.steps, start.step_tokens, start.folder.display());
+        self.line(&format!("run: {steps} steps of {tokens} tokens, in {folder}"))?;
+        self.started = Instant::now();
+        self.steps = steps;
+        if self.terminal {
+            let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}").expect("the template is valid");
+            self.bar = ProgressBar::new(steps).with_style(style);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, line: &StepLine) -> Result<()> {
+        let message = self.message(line);
+        if self.terminal {
+            self.bar.set_message(format!("{message}  {:#} left", self.time_left(line.step)));
+            self.bar.set_position(line.step);
+            return Ok(());
+        }
+        if line.step >= self.next_line || line.step == self.steps {
+            let tenth = self.steps.div_ceil(10).max(1);
+            self.next_line = (line.step / tenth + 1) * tenth;
+            let left = self.time_left(line.step);
+            self.line(&format!("step {}/{}  {message}  {left:#} left", line.step, self.steps))?;
+        }
+        Ok(())
+    }
+
+    fn evaluation(&mut self, step: u64, val_loss: f64) -> Result<()> {
+        self.val_loss = Some(val_loss);
+        match self.terminal {
+            true => self.bar.println(format!("step {step}: validation loss {val_loss:.4}")),
+            false => self.line(&format!("step {step}/{}  validation loss {val_loss:.4}", self.steps))?,
+        }
+        Ok(())
+    }
+
+    fn finished(&mut self, finish: &Finish) -> Result<()> {
+        self.bar.finish();
+        let rate = finish.tokens as f64 / finish.seconds.max(f64::MIN_POSITIVE);
+        self.line(&format!(
+            "done: {} steps, {} tokens in {:.1} s ({rate:.0} tokens/s)",
+            finish.steps, finish.tokens, finish.seconds
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_has_a_line_a_tenth() {
+        for (steps, lines) in [(1, 1), (5, 5), (100, 11), (1003, 11)] {
+            let mut out = Vec::new();
+            let mut progress = Progress::new(&mut out, false);
+            progress.steps = steps;
+            for step in 1..=steps {
+                let line = StepLine {
+                    step,
+                    loss: 1.0,
+                    grad_norm: 1.0,
+                    lr: 1.0,
+                    tokens: step,
+                    tokens_per_second: 1.0,
+                    skipped: false,
+                };
+                progress.step(&line).unwrap();
+            }
+            let text = String::from_utf8(out).unwrap();
+            assert_eq!(text.lines().count(), lines, "{text}");
+            assert!(text.contains(&format!("step {steps}/{steps}")), "{text}");
+        }
+    }
+}

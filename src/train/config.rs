@@ -1,0 +1,467 @@
+//! The configuration of a run: the one table of what a person may ask for. A field here is a flag of `gaufre train`, a key
+//! of `config.toml` and a default at once. It checks what numbers alone can tell; what a model, a device or the data think
+//! of them is theirs.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::de::value::{Error as TextError, StrDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::rates::LrSchedule;
+use crate::data::{Order, Shape, TokenizerKind};
+use crate::program::schedule::Schedule;
+
+/// Where the parameters live while a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// All on the device.
+    Resident,
+    /// In the memory of the host, streamed to the device panel by panel.
+    Ram,
+}
+
+/// What the backward pass computes again rather than keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing: all activations are kept.
+    None,
+    /// Each layer, from its input.
+    Layer,
+    /// `layer` where the device memory does not hold all activations, else `none`.
+    Auto,
+}
+
+/// Tiles of the wafer, written `8x8`: width by height.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Grid {
+    /// Tiles from left to right.
+    pub width: u32,
+    /// Tiles from top to bottom.
+    pub height: u32,
+}
+
+/// A configuration. `Config::default()` has the defaults of the command line, and no data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Preset (see models/) or TOML file of the model
+    #[arg(long, value_name = "NAME|FILE", default_value = "demo")]
+    pub model: String,
+    /// Text files, and folders of text files, to train on
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// What a token is
+    #[arg(long, value_name = "byte|char", default_value = "char", value_parser = named::<TokenizerKind>)]
+    pub tokenizer: TokenizerKind,
+    /// Share of the text, at its end, kept for validation
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub val_split: f64,
+    /// Order in which the windows of the text are seen
+    #[arg(long, value_name = "shuffled|sequential", default_value = "shuffled", value_parser = named::<Order>)]
+    pub order: Order,
+    /// auto, host, gpu, gpu:NAME, software or oracle (see `gaufre devices`)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads of a native device [0: all cores]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// How the tiles are run; both give equal bits
+    #[arg(long, value_name = "fused|superstep", default_value = "fused", value_parser = named::<Schedule>)]
+    pub schedule: Schedule,
+    /// Tiles of the wafer, width x height
+    #[arg(long, value_name = "WxH", default_value = "8x8")]
+    pub wafer: Grid,
+    /// Where the parameters live; both give equal bits
+    #[arg(long, value_name = "resident|ram", default_value = "resident", value_parser = named::<StoreKind>)]
+    pub store: StoreKind,
+    /// Most memory to use on the device, as in 512MiB, 2GB or plain bytes [default: no bound]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "bytes_of_toml")]
+    pub device_memory: Option<u64>,
+    /// What backward computes again rather than keeps; all give equal bits
+    #[arg(long, value_name = "none|layer|auto", default_value = "auto", value_parser = named::<Recompute>)]
+    pub recompute: Recompute,
+    /// Steps of the optimiser
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    pub steps: u64,
+    /// Sequences of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    pub batch_size: usize,
+    /// Tokens of a sequence [default: the context of the model]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq_len: Option<usize>,
+    /// Micro-batches of a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub grad_accum: usize,
+    /// Learning rate after the warm-up
+    #[arg(long, default_value_t = 1e-3)]
+    pub lr: f64,
+    /// Learning rate at the end [default: a tenth of --lr]
+    #[arg(long, value_name = "LR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr: Option<f64>,
+    /// Steps in which the learning rate rises [default: a tenth of --steps, at most 100]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
+    /// How the learning rate falls
+    #[arg(long, value_name = "cosine|linear|constant", default_value = "cosine", value_parser = named::<LrSchedule>)]
+    pub lr_schedule: LrSchedule,
+    /// AdamW: decay of the first moment
+    #[arg(long, default_value_t = 0.9)]
+    pub beta1: f64,
+    /// AdamW: decay of the second moment
+    #[arg(long, default_value_t = 0.95)]
+    pub beta2: f64,
+    /// AdamW: what is added to the root of the second moment
+    #[arg(long, value_name = "EPS", default_value_t = 1e-8)]
+    pub adam_eps: f64,
+    /// AdamW: decay of the parameters of two or more dimensions
+    #[arg(long, value_name = "DECAY", default_value_t = 0.1)]
+    pub weight_decay: f64,
+    /// Largest norm of the gradient [0: no clipping]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    pub grad_clip: f64,
+    /// Steps between two evaluations on the validation text [0: never]
+    #[arg(long, value_name = "N", default_value_t = 250)]
+    pub eval_every: u64,
+    /// Micro-batches of an evaluation, at most one pass over the validation text
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub eval_batches: usize,
+    /// Seed of the initial parameters and of the order of the data
+    #[arg(long, value_name = "N", default_value_t = 1337)]
+    pub seed: u64,
+    /// Folder of the run [default: runs/NAME-1, or the next number that is free]
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+}
+
+/// Why a configuration cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that cannot be.
+    #[error("--{flag} {value}: {cure}")]
+    Value {
+        /// Name of the flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it and what would do.
+        cure: String,
+    },
+    /// No data at all.
+    #[error("--data is missing; give text files, or folders of them, to train on")]
+    NoData,
+    /// A file that is no configuration.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words.
+        reason: String,
+    },
+}
+
+/// Tokens that one step may have: device indices are 32 bits, one of them for the sign.
+const MOST_TOKENS: usize = i32::MAX as usize;
+
+/// Largest integer that TOML holds.
+const MOST: u64 = i64::MAX as u64;
+
+impl Default for Config {
+    fn default() -> Config {
+        let flags = <Config as clap::Args>::augment_args(clap::Command::new("train").no_binary_name(true));
+        let nothing: [&str; 0] = [];
+        let found = flags.get_matches_from(nothing);
+        <Config as clap::FromArgMatches>::from_arg_matches(&found).expect("every flag has a default or is optional")
+    }
+}
+
+impl Config {
+    /// Reads a `config.toml`.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`], and what [`Config::check`] finds.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let failed = |reason: String| ConfigError::File { path: path.into(), reason };
+        let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+        let config: Config = toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(0, |s| text[..s.start].matches('\n').count() + 1);
+            failed(format!("line {line}: {}", e.message().replace('\n', " ")))
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The text of its `config.toml`.
+    ///
+    /// # Panics
+    /// When [`Config::check`] was not asked first and an integer is beyond what TOML holds.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a checked configuration is TOML")
+    }
+
+    /// The learning rate at the end.
+    pub fn min_lr(&self) -> f64 {
+        self.min_lr.unwrap_or(self.lr / 10.0)
+    }
+
+    /// Steps of the warm-up.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup_steps.unwrap_or((self.steps / 10).min(100))
+    }
+
+    /// Sizes of a step of a model with `context`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where a sequence is longer than the context, or a step too large.
+    pub fn shape(&self, context: usize) -> Result<Shape, ConfigError> {
+        let seq_len = self.seq_len.unwrap_or(context);
+        if seq_len > context {
+            return wrong("seq-len", seq_len, format!("the context of the model is {context}; give that or less"));
+        }
+        self.expect_tokens(seq_len)?;
+        Ok(Shape { batch_size: self.batch_size, seq_len, grad_accum: self.grad_accum })
+    }
+
+    /// Whether the numbers can be, before anything is read or made.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the flag, its value and the cure.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.data.is_empty() {
+            return Err(ConfigError::NoData);
+        }
+        self.check_sizes()?;
+        self.check_rates()?;
+        if !(0.0..1.0).contains(&self.val_split) {
+            return wrong("val-split", self.val_split, "must be at least 0 and less than 1".into());
+        }
+        if self.val_split == 0.0 && self.eval_every > 0 {
+            let cure = "needs validation text; give a --val-split above 0, or --eval-every 0".into();
+            return wrong("eval-every", self.eval_every, cure);
+        }
+        if self.seed > MOST {
+            return wrong("seed", self.seed, format!("must be at most {MOST}"));
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("steps", self.steps),
+            ("batch-size", self.batch_size as u64),
+            ("seq-len", self.seq_len.unwrap_or(1) as u64),
+            ("grad-accum", self.grad_accum as u64),
+            ("eval-batches", self.eval_batches as u64),
+            ("device-memory", self.device_memory.unwrap_or(1)),
+        ];
+        for (flag, value) in sizes {
+            if value == 0 || value > MOST {
+                return wrong(flag, value, format!("must be 1 to {MOST}"));
+            }
+        }
+        let counts =
+            [("warmup-steps", self.warmup_steps()), ("eval-every", self.eval_every), ("threads", self.threads as u64)];
+        for (flag, value) in counts {
+            if value > MOST {
+                return wrong(flag, value, format!("must be at most {MOST}"));
+            }
+        }
+        self.expect_tokens(self.seq_len.unwrap_or(1))
+    }
+
+    fn expect_tokens(&self, seq_len: usize) -> Result<(), ConfigError> {
+        let micro = self.batch_size.checked_mul(seq_len);
+        let step = micro.and_then(|n| n.checked_mul(self.grad_accum));
+        if step.is_some_and(|n| n <= MOST_TOKENS) {
+            return Ok(());
+        }
+        let cure = |of: &str| format!("{of} of {seq_len} tokens exceed {MOST_TOKENS} in a step; give less");
+        match micro {
+            Some(n) if n <= MOST_TOKENS => wrong("grad-accum", self.grad_accum, cure("its micro-batches of sequences")),
+            _ => wrong("batch-size", self.batch_size, cure("its sequences")),
+        }
+    }
+
+    fn check_rates(&self) -> Result<(), ConfigError> {
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let checks = [
+            ("lr", self.lr, positive(self.lr), "must be more than 0; 0.001 is usual"),
+            ("min-lr", self.min_lr(), not_negative(self.min_lr()), "must be 0 or more"),
+            ("beta1", self.beta1, share(self.beta1), "must be at least 0 and less than 1; 0.9 is usual"),
+            ("beta2", self.beta2, share(self.beta2), "must be at least 0 and less than 1; 0.95 is usual"),
+            ("adam-eps", self.adam_eps, positive(self.adam_eps), "must be more than 0; 1e-8 is usual"),
+            ("weight-decay", self.weight_decay, not_negative(self.weight_decay), "must be 0 or more"),
+            ("grad-clip", self.grad_clip, not_negative(self.grad_clip), "must be 0 (no clipping) or more"),
+        ];
+        for (flag, value, good, cure) in checks {
+            if !good {
+                return wrong(flag, value, cure.into());
+            }
+        }
+        if self.lr_schedule != LrSchedule::Constant && self.min_lr() > self.lr {
+            return wrong("min-lr", self.min_lr(), format!("must be at most --lr, which is {}", self.lr));
+        }
+        Ok(())
+    }
+}
+
+fn wrong<T>(flag: &'static str, value: impl ToString, cure: String) -> Result<T, ConfigError> {
+    Err(ConfigError::Value { flag, value: value.to_string(), cure })
+}
+
+/// A value by its name in TOML, so that flags and files take the same words.
+fn named<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, TextError> {
+    T::deserialize(StrDeserializer::new(text))
+}
+
+impl FromStr for Grid {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Grid, String> {
+        let side = |s: &str| s.parse().ok().filter(|n| (1..=65535).contains(n));
+        text.split_once('x')
+            .and_then(|(w, h)| Some(Grid { width: side(w)?, height: side(h)? }))
+            .ok_or_else(|| format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535"))
+    }
+}
+
+impl TryFrom<String> for Grid {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Grid, String> {
+        text.parse()
+    }
+}
+
+impl From<Grid> for String {
+    fn from(grid: Grid) -> String {
+        format!("{}x{}", grid.width, grid.height)
+    }
+}
+
+/// A number of bytes: plain, or with a unit.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("", 1),
+        ("B", 1),
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+    ];
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let unit = unit.trim().to_ascii_uppercase();
+    let value = UNITS.iter().find(|(name, _)| *name == unit).and_then(|&(_, scale)| match number.parse::<u64>() {
+        Ok(whole) => whole.checked_mul(scale),
+        Err(_) => number.parse().ok().map(|x: f64| x * scale as f64).filter(|x| *x < MOST as f64).map(|x| x as u64),
+    });
+    value.filter(|&n| n <= MOST).ok_or_else(|| format!("{text:?} is no number of bytes; write 512MiB, 2GB or plain bytes"))
+}
+
+fn bytes_of_toml<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    match Either::deserialize(deserializer)? {
+        Either::Number(n) => Ok(Some(n)),
+        Either::Text(text) => bytes(&text).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config { data: vec!["text".into()], ..Config::default() }
+    }
+
+    #[test]
+    fn toml_and_back_is_the_same() {
+        let full = Config { device_memory: Some(3 << 30), seq_len: Some(8), out: Some("a".into()), ..config() };
+        for c in [config(), full] {
+            c.check().unwrap();
+            assert_eq!(toml::from_str::<Config>(&c.to_toml()).unwrap(), c);
+        }
+        let short: Config = toml::from_str("data = ['text']\ndevice_memory = '1.5KiB'\nwafer = '4x2'").unwrap();
+        assert_eq!(short, Config { device_memory: Some(1536), wafer: Grid { width: 4, height: 2 }, ..config() });
+        assert!(toml::from_str::<Config>("stpes = 3").is_err());
+    }
+
+    #[test]
+    fn keys_are_the_flags() {
+        let flags = <Config as clap::Args>::augment_args(clap::Command::new("train"));
+        let full = Config {
+            device_memory: Some(1),
+            seq_len: Some(1),
+            min_lr: Some(0.0),
+            warmup_steps: Some(1),
+            out: Some("a".into()),
+            ..config()
+        };
+        let keys = toml::Table::try_from(&full).unwrap();
+        let mut longs: Vec<String> = flags.get_arguments().filter_map(|a| a.get_long()).map(|l| l.replace('-', "_")).collect();
+        longs.sort();
+        let mut keys: Vec<String> = keys.keys().cloned().collect();
+        keys.sort();
+        assert_eq!(keys, longs);
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        for (text, n) in [("17", 17), ("512MiB", 512 << 20), ("2GB", 2_000_000_000), ("1.5 kib", 1536), ("3B", 3)] {
+            assert_eq!(bytes(text), Ok(n), "{text}");
+        }
+        for text in ["", "MiB", "-1", "1e3", "2XB", "99999999999GB", "9223372036854775808", "1.2.3"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_bad_value_is_named_with_its_flag() {
+        let bad: [(&str, fn(&mut Config)); 17] = [
+            ("--data", |c| c.data.clear()),
+            ("--steps 0", |c| c.steps = 0),
+            ("--batch-size 0", |c| c.batch_size = 0),
+            ("--seq-len 0", |c| c.seq_len = Some(0)),
+            ("--grad-accum 0", |c| c.grad_accum = 0),
+            ("--eval-batches 0", |c| c.eval_batches = 0),
+            ("--device-memory 0", |c| c.device_memory = Some(0)),
+            ("--batch-size 18446744073709551615", |c| c.batch_size = usize::MAX),
+            ("--grad-accum 2000000000", |c| c.grad_accum = 2_000_000_000),
+            ("--lr NaN", |c| c.lr = f64::NAN),
+            ("--min-lr 1", |c| c.min_lr = Some(1.0)),
+            ("--beta1 1", |c| c.beta1 = 1.0),
+            ("--adam-eps 0", |c| c.adam_eps = 0.0),
+            ("--grad-clip -1", |c| c.grad_clip = -1.0),
+            ("--val-split 1", |c| c.val_split = 1.0),
+            ("--eval-every 250", |c| c.val_split = 0.0),
+            ("--seed 18446744073709551615", |c| c.seed = u64::MAX),
+        ];
+        for (start, spoil) in bad {
+            let mut c = config();
+            spoil(&mut c);
+            let error = c.check().unwrap_err().to_string();
+            assert!(error.starts_with(start) && !error.contains('\n'), "{start}: {error}");
+        }
+        assert!(config().shape(64).is_ok());
+        assert!(Config { seq_len: Some(65), ..config() }.shape(64).is_err());
+        assert!(config().shape(usize::MAX).is_err());
+    }
+}

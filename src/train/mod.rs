@@ -1,0 +1,6 @@
+//! Training: the configuration of a run, its folder, rates, and sampling from what was trained.
+
+pub mod config;
+pub mod folder;
+pub mod generate;
+pub mod rates;
