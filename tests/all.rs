@@ -1,6 +1,8 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
+mod model;
 mod rig;
+mod training;
 
 mod program {
     mod adamw;

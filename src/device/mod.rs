@@ -274,25 +274,30 @@ impl Device {
     }
 
     /// Moves blocks between buffers, after all work queued before: the exchange between two supersteps. Source and
-    /// target of a transfer must be different buffers.
+    /// target of a transfer must be different buffers. Counted as traffic of the fabric.
     pub fn exchange(&self, transfers: &[Transfer]) -> Result<()> {
-        for t in transfers {
-            if t.rows == 0 || t.cols == 0 {
-                continue;
-            }
-            if Arc::ptr_eq(&t.source.0, &t.target.0) || t.source.elem() != t.target.elem() {
-                return Err(DeviceError::Usage(format!("exchange within one buffer or between types: {t:?}")));
-            }
-            let reach = |offset: usize, stride: usize| offset + (t.rows - 1) * stride + t.cols;
-            if reach(t.source_offset, t.source_stride) > t.source.len()
-                || reach(t.target_offset, t.target_stride) > t.target.len()
-            {
-                return Err(DeviceError::Usage(format!("exchange leaves its buffers: {t:?}")));
-            }
+        for t in transfers.iter().filter(|t| t.rows > 0 && t.cols > 0) {
+            self.copy(t)?;
             self.0.account.exchanged((t.rows * t.cols) as u64 * 4);
-            on!(self, b => b.transfer(t))?;
         }
         Ok(())
+    }
+
+    /// Copies one block within the memory of the device, after all work queued before; no traffic of the fabric.
+    pub fn copy(&self, t: &Transfer) -> Result<()> {
+        if t.rows == 0 || t.cols == 0 {
+            return Ok(());
+        }
+        if Arc::ptr_eq(&t.source.0, &t.target.0) || t.source.elem() != t.target.elem() {
+            return Err(DeviceError::Usage(format!("copy within one buffer or between types: {t:?}")));
+        }
+        let reach = |offset: usize, stride: usize| offset + (t.rows - 1) * stride + t.cols;
+        if reach(t.source_offset, t.source_stride) > t.source.len()
+            || reach(t.target_offset, t.target_stride) > t.target.len()
+        {
+            return Err(DeviceError::Usage(format!("copy leaves its buffers: {t:?}")));
+        }
+        on!(self, b => b.transfer(t))
     }
 
     /// Hands queued work to the device without waiting.

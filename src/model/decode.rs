@@ -51,23 +51,23 @@ impl Decoder {
         })
     }
 
-    /// Appends tokens and returns the logits of the token after them. When the context is full, the sequence goes on
-    /// from its last half: the older half is forgotten.
+    /// Appends tokens and returns the logits of the token after them.
     ///
     /// # Errors
     /// What the device says.
     ///
     /// # Panics
-    /// Without a token.
+    /// Without a token, or beyond the context.
     pub fn extend(&mut self, fabric: &Fabric, store: &mut Store, tokens: &[u32]) -> Result<Vec<f32>> {
-        assert!(!tokens.is_empty(), "a pass needs a token");
-        let mut start = self.tokens.len();
+        let start = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
-        if self.tokens.len() > self.config.context {
-            self.tokens.drain(..self.tokens.len() - self.config.context.div_ceil(2));
-            start = 0;
-        }
+        assert!(!tokens.is_empty() && self.tokens.len() <= self.config.context, "1 token to {}", self.config.context);
         self.pass(fabric, store, start)
+    }
+
+    /// Forgets all tokens.
+    pub fn restart(&mut self) {
+        self.tokens.clear();
     }
 
     /// Runs the tokens from `start` on through all layers.

@@ -43,6 +43,17 @@ pub enum Placement {
     Ram,
 }
 
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Where panels stay.
+    pub placement: Placement,
+    /// Device memory for slots in bytes; `None`: as much as it takes.
+    pub budget: Option<u64>,
+    /// Whether gradients and moments will be asked for, beside weights.
+    pub training: bool,
+}
+
 /// What a cell is to its tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -112,12 +123,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a store on a device. `budget` is the device memory for slots, in bytes; `None` means as much as it takes.
+    /// Opens a store on a device and allocates its slots.
     ///
     /// # Errors
     /// [`StoreError::TooSmall`] when the smallest plan exceeds the budget; what the device says.
-    pub fn new(device: &Device, tensors: Vec<Tensor>, placement: Placement, budget: Option<u64>) -> Result<Store> {
-        let (cuts, plan) = plan(device, &tensors, placement, budget)?;
+    pub fn new(device: &Device, tensors: Vec<Tensor>, options: Options) -> Result<Store> {
+        let (cuts, plan) = plan(device, &tensors, options)?;
         let class = |cut: &Cut| plan.classes.iter().position(|(e, _)| *e == cut.elements()).expect("planned above");
         let classes = cuts.iter().map(class).collect();
         let mut first_cell = Vec::with_capacity(cuts.len());
@@ -343,40 +354,38 @@ impl Store {
 }
 
 /// Cuts tensors and counts slots. The panels become smaller, and the slots fewer, until they fit the budget.
-fn plan(device: &Device, tensors: &[Tensor], placement: Placement, budget: Option<u64>) -> Result<(Vec<Cut>, SlotPlan)> {
+fn plan(device: &Device, tensors: &[Tensor], options: Options) -> Result<(Vec<Cut>, SlotPlan)> {
     let limits = device.limits();
     let mut bytes = PANEL_BYTES.min(limits.binding_bytes).min(limits.buffer_bytes);
-    let available = budget.unwrap_or(u64::MAX);
+    let available = options.budget.unwrap_or(u64::MAX);
+    let roles = if options.training { ROLES } else { 1 };
+    let cut = |bytes| -> Vec<Cut> { tensors.iter().map(|t| Cut::new(t.rows, t.cols, bytes)).collect() };
+    if options.placement == Placement::Resident {
+        let (cuts, plan) = (cut(bytes), slot_plan(&cut(bytes), roles, usize::MAX));
+        let needed = plan.bytes();
+        return if needed <= available { Ok((cuts, plan)) } else { Err(StoreError::TooSmall { needed, available }) };
+    }
     loop {
-        let cuts: Vec<Cut> = tensors.iter().map(|t| Cut::new(t.rows, t.cols, bytes)).collect();
-        let smallest = slot_plan(&cuts, PER_OPERATION);
-        if placement == Placement::Resident {
-            let plan = slot_plan(&cuts, usize::MAX);
-            return if plan.bytes() <= available {
-                Ok((cuts, plan))
-            } else {
-                Err(StoreError::TooSmall { needed: plan.bytes(), available })
-            };
-        }
+        let cuts = cut(bytes);
+        let smallest = slot_plan(&cuts, roles, PER_OPERATION);
         if smallest.bytes() <= available {
-            let plan = grow(&cuts, smallest, budget);
+            let plan = grow(&cuts, roles, smallest, options.budget);
             return Ok((cuts, plan));
         }
-        let next: Vec<Cut> = tensors.iter().map(|t| Cut::new(t.rows, t.cols, bytes / 2)).collect();
-        if next == cuts && bytes < 4096 {
+        bytes /= 2;
+        if bytes == 0 {
             return Err(StoreError::TooSmall { needed: smallest.bytes(), available });
         }
-        bytes /= 2;
     }
 }
 
 /// Doubles the slots of every size while the budget allows. Without a budget, one doubling lets a visit be fetched ahead.
-fn grow(cuts: &[Cut], smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
-    let Some(budget) = budget else { return slot_plan(cuts, 2 * PER_OPERATION) };
+fn grow(cuts: &[Cut], roles: usize, smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
+    let Some(budget) = budget else { return slot_plan(cuts, roles, 2 * PER_OPERATION) };
     let (mut best, mut slots) = (smallest, PER_OPERATION);
     loop {
         slots *= 2;
-        let next = slot_plan(cuts, slots);
+        let next = slot_plan(cuts, roles, slots);
         if next.bytes() > budget || next == best {
             return best;
         }
@@ -385,10 +394,10 @@ fn grow(cuts: &[Cut], smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
 }
 
 /// At most `most` slots of each size, and never more than there are cells of it.
-fn slot_plan(cuts: &[Cut], most: usize) -> SlotPlan {
+fn slot_plan(cuts: &[Cut], roles: usize, most: usize) -> SlotPlan {
     let mut classes: Vec<(usize, usize)> = Vec::new();
     for cut in cuts {
-        let cells = cut.count() * ROLES;
+        let cells = cut.count() * roles;
         match classes.iter_mut().find(|(elements, _)| *elements == cut.elements()) {
             Some((_, slots)) => *slots += cells,
             None => classes.push((cut.elements(), cells)),

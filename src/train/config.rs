@@ -10,29 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rates::LrSchedule;
 use crate::data::{Order, Shape, TokenizerKind};
+use crate::model::Recompute;
 use crate::program::schedule::Schedule;
-
-/// Where the parameters live while a run goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StoreKind {
-    /// All on the device.
-    Resident,
-    /// In the memory of the host, streamed to the device panel by panel.
-    Ram,
-}
-
-/// What the backward pass computes again rather than keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Recompute {
-    /// Nothing: all activations are kept.
-    None,
-    /// Each layer, from its input.
-    Layer,
-    /// `layer` where the device memory does not hold all activations, else `none`.
-    Auto,
-}
+use crate::store::Placement;
 
 /// Tiles of the wafer, written `8x8`: width by height.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +56,8 @@ pub struct Config {
     #[arg(long, value_name = "WxH", default_value = "8x8")]
     pub wafer: Grid,
     /// Where the parameters live; both give equal bits
-    #[arg(long, value_name = "resident|ram", default_value = "resident", value_parser = named::<StoreKind>)]
-    pub store: StoreKind,
+    #[arg(long, value_name = "resident|ram", default_value = "resident", value_parser = named::<Placement>)]
+    pub store: Placement,
     /// Most memory to use on the device, as in 512MiB, 2GB or plain bytes [default: no bound]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "bytes_of_toml")]

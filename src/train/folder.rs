@@ -106,6 +106,11 @@ impl Folder {
         self.0.join("tokenizer.json")
     }
 
+    /// The weights, safetensors.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.0.join("model.safetensors")
+    }
+
     /// The configuration that the run was started with.
     ///
     /// # Errors

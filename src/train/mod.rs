@@ -1,6 +1,15 @@
-//! Training: the configuration of a run, its folder, rates, and sampling from what was trained.
+//! Training: the configuration of a run, its folder, rates, the step and the loop, and sampling from what was trained.
+//!
+//! This layer owns the clock and joins data, model and store. It must never know a flag's spelling or a terminal.
 
 pub mod config;
 pub mod folder;
 pub mod generate;
 pub mod rates;
+pub mod run;
+pub mod saved;
+pub mod step;
+
+pub use run::{Summary, TrainError, run};
+pub use saved::Saved;
+pub use step::{Optimizer, Setup, StepResult, Trainer};

@@ -6,7 +6,7 @@ use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Sh
 use crate::program::adamw::{self, AdamW};
 use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS};
 use crate::program::schedule::{Fabric, Schedule};
-use crate::store::{Placement, Role, Store, StoreError};
+use crate::store::{Options, Placement, Role, Store, StoreError};
 use crate::wafer::Wafer;
 
 /// What a trainer is made of.
@@ -130,7 +130,7 @@ impl Trainer {
             }
             allowed => allowed.map(|bytes| bytes - fixed),
         };
-        let store = Store::new(&device, tensors, setup.placement, budget)?;
+        let store = Store::new(&device, tensors, Options { placement: setup.placement, budget, training: true })?;
         let model = Gpt::new(&device, config, shape, kept)?;
         Ok(Trainer {
             store,
@@ -205,8 +205,16 @@ impl Trainer {
     /// # Errors
     /// What the device says.
     pub fn evaluate(&mut self, batches: &[Micro]) -> Result<f32, StoreError> {
+        Ok(self.evaluate_f64(batches)? as f32)
+    }
+
+    /// The same at the precision that the device keeps.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn evaluate_f64(&mut self, batches: &[Micro]) -> Result<f64, StoreError> {
         self.forward(batches, false)?;
-        Ok(self.fabric.device().download(&self.scalars.all())?[LOSS])
+        Ok(self.fabric.device().download_f64(&self.scalars.all())?[LOSS])
     }
 
     /// Loss and gradients of a step, at the precision of the device: for checks.

@@ -1,0 +1,56 @@
+//! The model: counts of the presets, the table, and configurations that cannot be.
+
+use gaufre::model::{Config, ModelError, PRESETS, Table, preset};
+
+#[test]
+fn presets_have_the_published_counts() {
+    let published = [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ];
+    for (name, count) in published {
+        assert_eq!(Table::new(&preset(name).unwrap()).count(), count, "{name}");
+    }
+}
+
+#[test]
+fn every_preset_keeps_its_promise() {
+    for (name, _) in PRESETS {
+        let config = preset(name).unwrap();
+        let promised = config.parameters;
+        let config = config.with_vocabulary(65).unwrap();
+        let count = Table::new(&config).count();
+        assert!(promised == 0 || promised == count, "{name}: {promised} promised, {count} counted");
+    }
+}
+
+#[test]
+fn shakespeare_char_is_nanogpt_s() {
+    let config = preset("shakespeare-char").unwrap().with_vocabulary(65).unwrap();
+    assert_eq!((config.layers, config.heads, config.d_model, config.context, config.bias), (4, 4, 128, 64, false));
+    let (d, v) = (128, 65);
+    assert_eq!(Table::new(&config).count(), (v * d + 64 * d + 4 * (12 * d * d + 2 * d) + d) as u64);
+}
+
+#[test]
+fn impossible_models_are_refused_by_name() {
+    let base = "layers = 2\nheads = 3\nd_model = 48\ncontext = 16\n";
+    assert!(Config::parse("good", base).is_ok());
+    for (field, text) in [
+        ("heads", base.replace("heads = 3", "heads = 5")),
+        ("heads", base.replace("heads = 3", "heads = 1").replace("48", "512")),
+        ("layers", base.replace("layers = 2", "layers = 0")),
+        ("d_model", base.replace("48", "99999999999")),
+        ("context", base.replace("16", "0")),
+    ] {
+        match Config::parse("bad", &text) {
+            Err(ModelError::Impossible { field: found, .. }) => assert_eq!(found, field, "{text}"),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    assert!(matches!(Config::parse("bad", &format!("{base}layer = 3")), Err(ModelError::Parse { .. })));
+    let small = Config::parse("small", &format!("{base}vocab_size = 100")).unwrap();
+    assert!(matches!(small.with_vocabulary(256), Err(ModelError::Impossible { field: "vocab_size", .. })));
+}

@@ -1,0 +1,230 @@
+//! What must hold of training as a whole: equal bits whatever the schedule, grid, threads, store, device memory or
+//! recomputation; gradients against the oracle and against differences; the cache of keys and values against the full pass.
+
+use crate::rig;
+use gaufre::device::Device;
+use gaufre::model::{Config, Decoder, Micro, Recompute, Shape};
+use gaufre::program::initial::word;
+use gaufre::program::schedule::Schedule;
+use gaufre::store::{Placement, Role};
+use gaufre::train::{Optimizer, Setup, Trainer};
+use gaufre::wafer::Wafer;
+
+const SHAPE: Shape = Shape { batch: 2, seq_len: 13, micro_batches: 2 };
+
+fn model(layers: usize, d: usize, bias: bool) -> Config {
+    let text = format!("layers = {layers}\nheads = 3\nd_model = {d}\ncontext = 16\nvocab_size = 211\nbias = {bias}\n");
+    Config::parse("tiny", &text).unwrap()
+}
+
+fn setup(model: Config) -> Setup {
+    Setup {
+        model,
+        shape: SHAPE,
+        seed: 7,
+        schedule: Schedule::Fused,
+        wafer: Wafer::new(8, 8),
+        placement: Placement::Resident,
+        device_memory: None,
+        recompute: Recompute::None,
+        optimizer: Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 },
+    }
+}
+
+fn batches(step: u64) -> Vec<Micro> {
+    let rows = SHAPE.rows() as u64;
+    let ids = |key: u64| (0..rows).map(|i| word(key, i) % 211).collect();
+    (0..SHAPE.micro_batches as u64)
+        .map(|m| Micro { inputs: ids(step * 100 + m), targets: ids(step * 100 + m + 50) })
+        .collect()
+}
+
+/// Bits of the losses, norms and all weights after three steps.
+fn train(device: Device, setup: Setup) -> Vec<u32> {
+    let mut trainer = Trainer::new(device.clone(), setup).unwrap();
+    let mut bits = Vec::new();
+    device.clone().run(|| {
+        for step in 1..=3 {
+            let result = trainer.step(step, 1e-2, &batches(step)).unwrap();
+            assert!(!result.skipped && result.loss.is_finite());
+            bits.extend([result.loss.to_bits(), result.grad_norm.to_bits()]);
+        }
+        for tensor in 0..trainer.store().tensors().len() {
+            bits.extend(trainer.store().read(tensor, Role::Weight).unwrap().iter().map(|x| x.to_bits()));
+        }
+    });
+    bits
+}
+
+fn assert_equal_bits(a: &[u32], b: &[u32], what: &str) {
+    assert_eq!(a.len(), b.len());
+    let differ = a.iter().zip(b).filter(|(a, b)| a != b).count();
+    assert_eq!(differ, 0, "{what}: {differ} of {} values differ", a.len());
+}
+
+#[test]
+fn two_runs_are_equal() {
+    for device in rig::devices("two_runs_are_equal") {
+        let a = train(device.clone(), setup(model(2, 84, true)));
+        assert_equal_bits(&a, &train(device.clone(), setup(model(2, 84, true))), device.name());
+    }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    let one = train(Device::host(1).unwrap(), setup(model(2, 84, true)));
+    for threads in [2, 3] {
+        assert_equal_bits(&one, &train(Device::host(threads).unwrap(), setup(model(2, 84, true))), "threads");
+    }
+}
+
+#[test]
+fn schedules_and_grids_do_not_matter() {
+    for device in rig::devices("schedules_and_grids_do_not_matter") {
+        let fused = train(device.clone(), setup(model(1, 84, true)));
+        for (width, height) in [(1, 1), (3, 2), (8, 8)] {
+            let wafer = Wafer::new(width, height);
+            let superstep = Setup { schedule: Schedule::Superstep, wafer, ..setup(model(1, 84, true)) };
+            let what = format!("{} {width}x{height}", device.name());
+            assert_equal_bits(&fused, &train(device.clone(), superstep), &what);
+        }
+    }
+}
+
+#[test]
+fn recomputation_does_not_matter() {
+    for device in rig::devices("recomputation_does_not_matter") {
+        let kept = train(device.clone(), setup(model(3, 84, false)));
+        let recomputed = Setup { recompute: Recompute::Layer, ..setup(model(3, 84, false)) };
+        assert_equal_bits(&kept, &train(device.clone(), recomputed), device.name());
+    }
+}
+
+/// A model whose panels get a tenth of its size, and two sizes between: every panel takes turns, nothing changes.
+#[test]
+fn device_memory_does_not_matter() {
+    for device in rig::devices("device_memory_does_not_matter") {
+        let deep = || {
+            let mut model = model(12, 192, true);
+            model.vocab_size = 2003;
+            model
+        };
+        let resident = train(device.clone(), setup(deep()));
+        let mut trainer = Trainer::new(device.clone(), setup(deep())).unwrap();
+        let panels = trainer.store().plan().bytes();
+        let activations = device.counters().allocated_bytes - panels;
+        drop(trainer);
+        for share in [10, 4, 2] {
+            let device_memory = Some(activations + panels / share);
+            let streamed = Setup { placement: Placement::Ram, device_memory, ..setup(deep()) };
+            let before = device.counters();
+            let what = format!("{} with 1/{share} of the panels", device.name());
+            assert_equal_bits(&resident, &train(device.clone(), streamed), &what);
+            assert!(device.counters().since(&before).uploaded_bytes > panels, "{what}: nothing was streamed");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_allocated_after_the_first_step() {
+    for device in rig::devices("nothing_is_allocated_after_the_first_step") {
+        for schedule in [Schedule::Fused, Schedule::Superstep] {
+            let setup = Setup { schedule, placement: Placement::Ram, ..setup(model(2, 84, true)) };
+            let mut trainer = Trainer::new(device.clone(), setup).unwrap();
+            trainer.step(1, 1e-2, &batches(1)).unwrap();
+            let first = device.counters();
+            trainer.step(2, 1e-2, &batches(2)).unwrap();
+            assert_eq!(device.counters().since(&first).allocations, 0, "{} {schedule:?}", device.name());
+        }
+    }
+}
+
+/// The plan's bytes are the measured bytes.
+#[test]
+fn activations_are_counted_exactly() {
+    let device = rig::host();
+    for kept in [true, false] {
+        let before = device.counters().allocated_bytes;
+        let config = model(3, 84, true);
+        let planned = gaufre::model::Activations::bytes(&config, &SHAPE, kept);
+        let acts = gaufre::model::Activations::new(&device, &config, &SHAPE, kept).unwrap();
+        assert_eq!(device.counters().allocated_bytes - before, planned);
+        drop(acts);
+    }
+}
+
+/// In f64, moving all parameters along a random direction changes the loss as the gradient says.
+#[test]
+fn gradients_are_those_of_the_loss() {
+    let oracle = Device::oracle().unwrap();
+    for bias in [true, false] {
+        let config = Config { activation: gaufre::program::gelu::Form::Tanh, ..model(2, 12, bias) };
+        let mut trainer = Trainer::new(oracle.clone(), setup(config)).unwrap();
+        // Gains and biases off 1 and 0: there some terms of the gradient vanish.
+        let tensors = trainer.store().tensors().len();
+        let weights: Vec<Vec<f32>> = (0..tensors)
+            .map(|t| {
+                let start = trainer.store().read(t, Role::Weight).unwrap();
+                let noise = |i: usize| 0.2 * (word(99 + t as u64, i as u64) as f32 / u32::MAX as f32 - 0.5);
+                start.iter().enumerate().map(|(i, w)| ((w + noise(i)) * 1024.0).round() / 1024.0).collect()
+            })
+            .collect();
+        let place = |trainer: &mut Trainer, h: f32| {
+            for (t, start) in weights.iter().enumerate() {
+                let moved: Vec<f32> =
+                    start.iter().enumerate().map(|(i, w)| w + h * direction(t, i)).collect();
+                trainer.store().write(t, Role::Weight, &moved).unwrap();
+            }
+        };
+        place(&mut trainer, 0.0);
+        let (_, gradients) = trainer.gradients(&batches(1)).unwrap();
+        let along: f64 = gradients
+            .iter()
+            .enumerate()
+            .flat_map(|(t, (_, g))| g.iter().enumerate().map(move |(i, g)| g * direction(t, i) as f64))
+            .sum();
+        let mut loss = |h: f32| {
+            place(&mut trainer, h);
+            trainer.evaluate_f64(&batches(1)).unwrap()
+        };
+        // Weights and steps are dyadic, so that moving loses nothing in f32; the step error is of order h^4.
+        let h = 1.0 / 4096.0;
+        let differences = (8.0 * (loss(h) - loss(-h)) - (loss(2.0 * h) - loss(-2.0 * h))) / (12.0 * h as f64);
+        let error = (along - differences).abs() / along.abs().max(1e-3);
+        assert!(error <= 1e-6, "bias {bias}: gradient {along:e}, differences {differences:e}, error {error:e}");
+    }
+}
+
+/// A random direction of halves: exact in f32.
+fn direction(tensor: usize, index: usize) -> f32 {
+    (word(tensor as u64 + 1000, index as u64) % 5) as f32 * 0.5 - 1.0
+}
+
+#[test]
+fn cached_logits_are_those_of_the_full_pass() {
+    for device in rig::devices("cached_logits_are_those_of_the_full_pass") {
+        let config = model(2, 84, true);
+        let mut trainer = Trainer::new(device.clone(), setup(config.clone())).unwrap();
+        let tokens: Vec<u32> = (0..11).map(|i| word(5, i) % 211).collect();
+        let (fabric, store) = trainer.parts();
+        let mut one_by_one = Decoder::new(&device, &config).unwrap();
+        let mut whole = Decoder::new(&device, &config).unwrap();
+        let mut cached = one_by_one.extend(fabric, store, &tokens[..3]).unwrap();
+        for token in &tokens[3..] {
+            cached = one_by_one.extend(fabric, store, &[*token]).unwrap();
+        }
+        let full = whole.extend(fabric, store, &tokens).unwrap();
+        // The yardstick: how far the full pass itself lies from the oracle.
+        let oracle = Device::oracle().unwrap();
+        let mut exact_trainer = Trainer::new(oracle.clone(), setup(config.clone())).unwrap();
+        let (fabric, store) = exact_trainer.parts();
+        let exact = Decoder::new(&oracle, &config).unwrap().extend(fabric, store, &tokens).unwrap();
+        let distance = |a: &[f32], b: &[f32]| {
+            a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+        };
+        let norm = exact.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let allowed = 4.0 * distance(&full, &exact) + norm * gaufre::program::EPS;
+        let found = distance(&cached, &exact);
+        assert!(found <= allowed, "{}: {found:e} from the oracle, {allowed:e} allowed", device.name());
+    }
+}
