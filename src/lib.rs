@@ -12,3 +12,13 @@ pub mod wafer;
 pub mod device;
 
 pub mod program;
+
+pub mod data;
+
+pub mod store;
+
+pub mod report;
+
+pub mod train;
+
+pub mod cli;

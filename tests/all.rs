@@ -1,5 +1,7 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
+mod cli;
+mod data;
 mod rig;
 
 mod program {
