@@ -4,3 +4,6 @@ pub mod config;
 pub mod folder;
 pub mod generate;
 pub mod rates;
+pub mod run;
+
+pub use run::{Summary, TrainError, decoder, run};
