@@ -22,3 +22,5 @@ pub mod data;
 pub mod report;
 
 pub mod train;
+
+pub mod cli;

@@ -1,7 +1,9 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
-mod model;
+mod cli;
+mod data;
 mod fabric;
+mod model;
 mod rig;
 mod training;
 

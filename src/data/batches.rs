@@ -56,6 +56,17 @@ impl<'a> Batches<'a> {
         Self { tokens, shape, order, seed }
     }
 
+    /// The micro-batches of an evaluation on held out `tokens`: from their start on, at most `most`, and no more than one
+    /// pass needs. Where a pass ends inside a micro-batch, that is filled from the start.
+    ///
+    /// # Panics
+    /// As [`Batches::new`].
+    pub fn evaluation(tokens: &'a [u32], shape: Shape, most: usize) -> impl Iterator<Item = Batch> + 'a {
+        let batches = Batches::new(tokens, Shape { grad_accum: 1, ..shape }, Order::Sequential, 0);
+        let pass = batches.windows().div_ceil(shape.batch_size);
+        (0..most.min(pass) as u64).map(move |step| batches.batch(step, 0))
+    }
+
     /// Micro-batch `micro` of step `step`, both counted from 0.
     pub fn batch(&self, step: u64, micro: usize) -> Batch {
         let Shape { batch_size, seq_len, grad_accum } = self.shape;
@@ -79,11 +90,6 @@ impl<'a> Batches<'a> {
             // One fewer leaves room for any offset below T.
             Order::Shuffled => (self.room() - 1).max(1),
         }
-    }
-
-    /// Micro-batches of one pass over all windows; the last may come round to the start.
-    pub fn pass(&self) -> usize {
-        self.windows().div_ceil(self.shape.batch_size)
     }
 
     /// Whole windows that lie `T` apart, from offset 0.

@@ -25,12 +25,7 @@ impl Corpus {
     ///
     /// # Errors
     /// [`DataError`] names the file, the offset or the split, and the cure.
-    pub fn load(
-        paths: &[PathBuf],
-        kind: TokenizerKind,
-        val_split: f64,
-        min_len: usize,
-    ) -> Result<Corpus, DataError> {
+    pub fn load(paths: &[PathBuf], kind: TokenizerKind, val_split: f64, min_len: usize) -> Result<Corpus, DataError> {
         if !(0.0..1.0).contains(&val_split) {
             return Err(DataError::Split { value: val_split });
         }
@@ -69,8 +64,7 @@ impl Corpus {
 fn characters(sources: Vec<Source>) -> Result<(Tokenizer, Vec<u32>), DataError> {
     let mut text = String::new();
     for Source { path, bytes } in sources {
-        let part = std::str::from_utf8(&bytes)
-            .map_err(|e| DataError::NotText { path, offset: e.valid_up_to() })?;
+        let part = std::str::from_utf8(&bytes).map_err(|e| DataError::NotText { path, offset: e.valid_up_to() })?;
         text.push_str(part);
     }
     let tokenizer = Tokenizer::characters(&text);

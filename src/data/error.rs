@@ -46,7 +46,9 @@ pub enum DataError {
         value: f64,
     },
     /// A character that the tokenizer has no id for.
-    #[error("character {character:?} at byte {offset} is not in the {known} characters of the training text; leave it out")]
+    #[error(
+        "character {character:?} at byte {offset} is not in the {known} characters of the training text; leave it out"
+    )]
     UnknownCharacter {
         /// The character.
         character: char,

@@ -37,9 +37,7 @@ impl Metrics {
     /// Does something to the file, once there is one.
     fn write(&mut self, act: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
         match &mut self.0 {
-            Some(open) => {
-                act(&mut open.file).map_err(|source| ReportError { path: open.path.clone(), source })
-            }
+            Some(open) => act(&mut open.file).map_err(|source| ReportError { path: open.path.clone(), source }),
             None => Ok(()),
         }
     }

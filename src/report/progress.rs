@@ -15,6 +15,8 @@ pub struct Progress<W> {
     started: Instant,
     steps: u64,
     val_loss: Option<f64>,
+    /// What stays of the bar when it goes.
+    last: String,
     /// First step that is worth a line of its own.
     next_line: u64,
 }
@@ -38,6 +40,7 @@ impl<W: Write> Progress<W> {
             started: Instant::now(),
             steps: 0,
             val_loss: None,
+            last: String::new(),
             next_line: 1,
         }
     }
@@ -82,6 +85,7 @@ impl<W: Write> Observer for Progress<W> {
         if self.terminal {
             self.bar.set_message(format!("{message}  {:#} left", self.time_left(line.step)));
             self.bar.set_position(line.step);
+            self.last = format!("step {}/{}  {message}", line.step, self.steps);
             return Ok(());
         }
         if line.step >= self.next_line || line.step == self.steps {
@@ -103,7 +107,11 @@ impl<W: Write> Observer for Progress<W> {
     }
 
     fn finished(&mut self, finish: &Finish) -> Result<()> {
-        self.bar.finish();
+        if self.terminal {
+            self.bar.finish_and_clear();
+            let last = std::mem::take(&mut self.last);
+            self.line(&last)?;
+        }
         let rate = finish.tokens as f64 / finish.seconds.max(f64::MIN_POSITIVE);
         self.line(&format!(
             "done: {} steps, {} tokens in {:.1} s ({rate:.0} tokens/s)",

@@ -46,8 +46,8 @@ pub struct Config {
     /// auto, host, gpu, gpu:NAME, software or oracle (see `gaufre devices`)
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Threads of a native device [0: all cores]
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Threads of a native device; 0: all cores
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     pub threads: usize,
     /// How the tiles are run; both give equal bits
     #[arg(long, value_name = "fused|superstep", default_value = "fused", value_parser = named::<Schedule>)]
@@ -66,17 +66,17 @@ pub struct Config {
     #[arg(long, value_name = "none|layer|auto", default_value = "auto", value_parser = named::<Recompute>)]
     pub recompute: Recompute,
     /// Steps of the optimiser
-    #[arg(long, value_name = "N", default_value_t = 2000)]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = whole::<u64>)]
     pub steps: u64,
     /// Sequences of a micro-batch
-    #[arg(long, value_name = "N", default_value_t = 12)]
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = whole::<usize>)]
     pub batch_size: usize,
     /// Tokens of a sequence [default: the context of the model]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq_len: Option<usize>,
     /// Micro-batches of a step
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     pub grad_accum: usize,
     /// Learning rate after the warm-up
     #[arg(long, default_value_t = 1e-3)]
@@ -86,7 +86,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_lr: Option<f64>,
     /// Steps in which the learning rate rises [default: a tenth of --steps, at most 100]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
     /// How the learning rate falls
@@ -104,17 +104,17 @@ pub struct Config {
     /// AdamW: decay of the parameters of two or more dimensions
     #[arg(long, value_name = "DECAY", default_value_t = 0.1)]
     pub weight_decay: f64,
-    /// Largest norm of the gradient [0: no clipping]
+    /// Largest norm of the gradient; 0: no clipping
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub grad_clip: f64,
-    /// Steps between two evaluations on the validation text [0: never]
-    #[arg(long, value_name = "N", default_value_t = 250)]
+    /// Steps between two evaluations on the validation text; 0: never
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = whole::<u64>)]
     pub eval_every: u64,
     /// Micro-batches of an evaluation, at most one pass over the validation text
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole::<usize>)]
     pub eval_batches: usize,
     /// Seed of the initial parameters and of the order of the data
-    #[arg(long, value_name = "N", default_value_t = 1337)]
+    #[arg(long, value_name = "N", default_value_t = 1337, value_parser = whole::<u64>)]
     pub seed: u64,
     /// Folder of the run [default: runs/NAME-1, or the next number that is free]
     #[arg(long, value_name = "FOLDER")]
@@ -158,8 +158,10 @@ impl Default for Config {
     fn default() -> Config {
         let flags = <Config as clap::Args>::augment_args(clap::Command::new("train").no_binary_name(true));
         let nothing: [&str; 0] = [];
-        let found = flags.get_matches_from(nothing);
-        <Config as clap::FromArgMatches>::from_arg_matches(&found).expect("every flag has a default or is optional")
+        flags
+            .try_get_matches_from(nothing)
+            .and_then(|found| <Config as clap::FromArgMatches>::from_arg_matches(&found))
+            .expect("every flag has a default or is optional")
     }
 }
 
@@ -263,10 +265,10 @@ impl Config {
         if step.is_some_and(|n| n <= MOST_TOKENS) {
             return Ok(());
         }
-        let cure = |of: &str| format!("{of} of {seq_len} tokens exceed {MOST_TOKENS} in a step; give less");
+        let cure = format!("a step may have at most {MOST_TOKENS} tokens, all its sequences together; give less");
         match micro {
-            Some(n) if n <= MOST_TOKENS => wrong("grad-accum", self.grad_accum, cure("its micro-batches of sequences")),
-            _ => wrong("batch-size", self.batch_size, cure("its sequences")),
+            Some(n) if n <= MOST_TOKENS => wrong("grad-accum", self.grad_accum, cure),
+            _ => wrong("batch-size", self.batch_size, cure),
         }
     }
 
@@ -302,6 +304,11 @@ fn wrong<T>(flag: &'static str, value: impl ToString, cure: String) -> Result<T,
 /// A value by its name in TOML, so that flags and files take the same words.
 fn named<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, TextError> {
     T::deserialize(StrDeserializer::new(text))
+}
+
+/// A number of things.
+fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("must be a whole number from 0 to {MOST}"))
 }
 
 impl FromStr for Grid {
@@ -348,7 +355,9 @@ fn bytes(text: &str) -> Result<u64, String> {
         Ok(whole) => whole.checked_mul(scale),
         Err(_) => number.parse().ok().map(|x: f64| x * scale as f64).filter(|x| *x < MOST as f64).map(|x| x as u64),
     });
-    value.filter(|&n| n <= MOST).ok_or_else(|| format!("{text:?} is no number of bytes; write 512MiB, 2GB or plain bytes"))
+    value
+        .filter(|&n| n <= MOST)
+        .ok_or_else(|| format!("{text:?} is no number of bytes; write 512MiB, 2GB or plain bytes"))
 }
 
 fn bytes_of_toml<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
@@ -396,7 +405,8 @@ mod tests {
             ..config()
         };
         let keys = toml::Table::try_from(&full).unwrap();
-        let mut longs: Vec<String> = flags.get_arguments().filter_map(|a| a.get_long()).map(|l| l.replace('-', "_")).collect();
+        let mut longs: Vec<String> =
+            flags.get_arguments().filter_map(|a| a.get_long()).map(|l| l.replace('-', "_")).collect();
         longs.sort();
         let mut keys: Vec<String> = keys.keys().cloned().collect();
         keys.sort();
@@ -415,7 +425,8 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_named_with_its_flag() {
-        let bad: [(&str, fn(&mut Config)); 17] = [
+        type Spoil = fn(&mut Config);
+        let bad: [(&str, Spoil); 17] = [
             ("--data", |c| c.data.clear()),
             ("--steps 0", |c| c.steps = 0),
             ("--batch-size 0", |c| c.batch_size = 0),

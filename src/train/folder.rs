@@ -50,7 +50,7 @@ impl Folder {
     pub fn claim(config: &Config, name: &str) -> Result<Folder, FolderError> {
         let folder = match &config.out {
             Some(path) => {
-                fs::create_dir_all(path).map_err(|source| FolderError::Unwritable { path: path.clone(), source })?;
+                fs::create_dir_all(path).map_err(unwritable(path))?;
                 Folder(path.clone())
             }
             None => Folder::next_free(Path::new("runs"), name)?,
@@ -59,8 +59,7 @@ impl Folder {
             return Err(FolderError::Taken { path: folder.0 });
         }
         let config = Config { out: Some(folder.0.clone()), ..config.clone() };
-        write_whole(&folder.config(), config.to_toml().as_bytes())
-            .map_err(|e| FolderError::Unwritable { path: folder.0.clone(), source: e.source })?;
+        write_whole(&folder.config(), config.to_toml().as_bytes()).map_err(|e| unwritable(&folder.0)(e.source))?;
         Ok(folder)
     }
 
@@ -78,14 +77,13 @@ impl Folder {
 
     /// Making the folder is the claim: of two runs that start at once, one gets the next number.
     fn next_free(runs: &Path, name: &str) -> Result<Folder, FolderError> {
-        let failed = |path: &Path| |source| FolderError::Unwritable { path: path.into(), source };
-        fs::create_dir_all(runs).map_err(failed(runs))?;
+        fs::create_dir_all(runs).map_err(unwritable(runs))?;
         for n in 1u64.. {
             let path = runs.join(format!("{name}-{n}"));
             match fs::create_dir(&path) {
                 Ok(()) => return Ok(Folder(path)),
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(failed(&path)(source)),
+                Err(source) => return Err(unwritable(&path)(source)),
             }
         }
         unreachable!("more folders than numbers")
@@ -134,4 +132,8 @@ impl Folder {
     pub fn read_tokenizer(&self) -> Result<Tokenizer, DataError> {
         Tokenizer::load(&self.tokenizer())
     }
+}
+
+fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+    |source| FolderError::Unwritable { path: path.into(), source }
 }

@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use super::config::{Config, ConfigError, Grid};
 use super::folder::{Folder, FolderError};
+use super::generate::SamplingError;
 use super::rates::Rates;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
 use crate::data::{Batch, Batches, Corpus, DataError, Order, Shape};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
-use crate::report::{Finish, Observer, ReportError, Start, StepLine};
+use crate::report::{Finish, Observer, ReportError, Start, StepLine, device};
 use crate::store::checkpoint::{self, CheckpointError};
 use crate::store::{Role, StoreError};
 use crate::wafer::Wafer;
@@ -47,6 +48,8 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     /// A report.
     Report(#[from] ReportError),
+    /// The next token.
+    Sampling(#[from] SamplingError),
 }
 
 /// What a run left.
@@ -62,15 +65,11 @@ pub struct Summary {
     pub seconds: f64,
 }
 
-/// Trains as configured and leaves `config.toml`, the tokenizer and `model.safetensors` in the run folder. `observers`
-/// makes those who are told, once the folder is known.
+/// Trains as configured and leaves `config.toml`, the tokenizer and `model.safetensors` in the run folder.
 ///
 /// # Errors
 /// [`TrainError`]: one clear line each; what can be known beforehand is refused before the folder is made.
-pub fn run<O: Observer + Send>(
-    config: &Config,
-    observers: impl FnOnce(&Folder) -> Result<O, ReportError>,
-) -> Result<Summary, TrainError> {
+pub fn run(config: &Config, observer: &mut (dyn Observer + Send)) -> Result<Summary, TrainError> {
     config.check()?;
     let model = read_model(&config.model)?;
     let shape = config.shape(model.context)?;
@@ -81,9 +80,8 @@ pub fn run<O: Observer + Send>(
     let mut trainer = Trainer::new(device.clone(), setup(config, model.clone(), shape))?;
     let folder = Folder::claim(config, &model.name)?;
     folder.write_tokenizer(&corpus.tokenizer)?;
-    let mut observer = observers(&folder)?;
     observer.started(&Start {
-        device: &device.line(),
+        device: &device::line(&device),
         model: &model.name,
         parameters,
         train_tokens: corpus.train.len() as u64,
@@ -94,7 +92,7 @@ pub fn run<O: Observer + Send>(
         folder: folder.path(),
     })?;
     let summary = device.run(|| -> Result<Summary, TrainError> {
-        let summary = steps(config, shape, &corpus, &mut trainer, &folder, &mut observer)?;
+        let summary = steps(config, shape, &corpus, &mut trainer, &folder, observer)?;
         let about = [("model", model.name.clone()), ("steps", config.steps.to_string())];
         let about: HashMap<String, String> = about.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         checkpoint::save(trainer.store(), &folder.checkpoint(), about)?;
@@ -108,13 +106,13 @@ pub fn run<O: Observer + Send>(
     Ok(summary)
 }
 
-fn steps<O: Observer>(
+fn steps(
     config: &Config,
     shape: Shape,
     corpus: &Corpus,
     trainer: &mut Trainer,
     folder: &Folder,
-    observer: &mut O,
+    observer: &mut (dyn Observer + Send),
 ) -> Result<Summary, TrainError> {
     let batches = Batches::new(&corpus.train, shape, config.order, config.seed);
     let step_tokens = (shape.batch_size * shape.seq_len * shape.grad_accum) as u64;

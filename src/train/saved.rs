@@ -1,12 +1,9 @@
-//! A model that was trained and saved, opened again to be asked: the run folder's configuration, tokenizer and weights,
+//! A model that was trained and saved, opened again to be asked: the run folder's configuration and weights,
 //! behind the trait that sampling uses. It must never know who reads the text.
 
-use std::path::Path;
-
 use super::folder::Folder;
-use super::generate::{NextLogits, SamplingError};
+use super::generate::NextLogits;
 use super::run::{TrainError, read_model};
-use crate::data::Tokenizer;
 use crate::device::Device;
 use crate::model::{self, Decoder, Gpt};
 use crate::program::schedule::{Fabric, Schedule};
@@ -15,41 +12,27 @@ use crate::wafer::Wafer;
 
 /// A saved model on a device.
 pub struct Saved {
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
     config: model::Config,
     fabric: Fabric,
     store: Store,
     decoder: Decoder,
 }
 
-/// Why the next token could not be had.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub enum SavedError {
-    /// The device.
-    Store(#[from] StoreError),
-    /// The logits.
-    Sampling(#[from] SamplingError),
-}
-
 impl Saved {
-    /// Opens a run folder on a device.
+    /// Opens the model of a run folder on a device.
     ///
     /// # Errors
     /// [`TrainError`] names the file that is missing or does not fit.
-    pub fn open(run: &Path, device: Device) -> Result<Saved, TrainError> {
-        let folder = Folder::open(run)?;
+    pub fn open(folder: &Folder, device: Device) -> Result<Saved, TrainError> {
         let config = folder.read_config()?;
-        let tokenizer = folder.read_tokenizer()?;
-        let model = read_model(&config.model)?.with_vocabulary(tokenizer.vocab_size())?;
+        let model = read_model(&config.model)?.with_vocabulary(folder.read_tokenizer()?.vocab_size())?;
         let options = Options { placement: Placement::Resident, budget: None, training: false };
         let mut store = Store::new(&device, Gpt::tensors(&model, config.seed), options)?;
         checkpoint::load(&mut store, &folder.checkpoint())?;
         let decoder = Decoder::new(&device, &model).map_err(StoreError::from)?;
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);
-        Ok(Saved { tokenizer, config: model, fabric, store, decoder })
+        Ok(Saved { config: model, fabric, store, decoder })
     }
 
     /// The model.
@@ -64,9 +47,9 @@ impl Saved {
 }
 
 impl NextLogits for Saved {
-    type Error = SavedError;
+    type Error = TrainError;
 
-    fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, SavedError> {
+    fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
         Ok(self.decoder.extend(&self.fabric, &mut self.store, tokens)?)
     }
 
