@@ -12,3 +12,7 @@ pub mod wafer;
 pub mod device;
 
 pub mod program;
+
+pub mod train;
+
+pub mod cli;
