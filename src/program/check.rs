@@ -64,7 +64,8 @@ pub enum Fault<'a> {
     Operand(&'a dyn Fn(usize, &mut [u32])),
     /// Launches no tile at all.
     Idle,
-    /// Alters what is read back, sentinels at both ends included: (binding, words).
+    /// Alters what is read back of each output: (index of an element that the oracle writes, words with the sentinels at
+    /// both ends; the index counts from the first of them).
     Outcome(&'a dyn Fn(usize, &mut [u32])),
 }
 
@@ -164,6 +165,17 @@ impl Truth {
     }
 }
 
+impl Outcome {
+    /// An element that the oracle writes, where there is one.
+    fn written(&self) -> Option<usize> {
+        match self {
+            Outcome::Unchanged => None,
+            Outcome::Ids(want) => (!want.is_empty()).then_some(0),
+            Outcome::Floats { want, .. } => want.iter().position(|x| !x.is_nan()),
+        }
+    }
+}
+
 impl Expected {
     fn on(oracle: &Device, program: &'static Program, case: &Case, contents: Vec<Vec<u32>>) -> Result<Expected> {
         let run = |kernel: &'static Kernel| {
@@ -225,8 +237,8 @@ fn judge_case(
     };
     for (i, outcome) in expected.outcomes.iter().enumerate() {
         let mut words = rig.words(device, i)?;
-        if let Some(Fault::Outcome(alter)) = fault {
-            alter(i, &mut words);
+        if let (Some(Fault::Outcome(alter)), Some(at)) = (fault, outcome.written()) {
+            alter(SENTINELS + at, &mut words);
         }
         let before = altered.as_ref().unwrap_or(&expected.contents);
         judge_binding(&mut report, kernel.bindings[i].name, &words, &before[i], outcome);

@@ -64,30 +64,21 @@ pub fn of_program(program: &'static Program, truth: &Truth, device: &Device) -> 
     for (at, binding) in kernel.bindings.iter().enumerate().filter(|(_, b)| b.access == Access::Read) {
         found.push(wrong_operand(kernel, at, binding.lane.elem(), &catch));
     }
-    if let Some(output) = kernel.bindings.iter().position(|b| b.access == Access::Write) {
-        let name = kernel.bindings[output].name;
-        for (fault, alter) in OUTCOMES {
-            let alter = |i: usize, words: &mut [u32]| {
-                if i == output {
-                    alter(words);
-                }
-            };
-            let caught = catch(kernel, Some(&Fault::Outcome(&alter)));
-            found.push(Canary::new(kernel.name, format!("{name}: {fault}"), caught));
-        }
+    for (fault, alter) in OUTCOMES {
+        found.push(Canary::new(kernel.name, fault, catch(kernel, Some(&Fault::Outcome(&alter)))));
     }
     found
 }
 
-/// A way to spoil what is read back, sentinels included.
-type Spoil = fn(&mut [u32]);
+/// A way to spoil what is read back: (an element that is written, words with their sentinels).
+type Spoil = fn(usize, &mut [u32]);
 
 const OUTCOMES: [(&str, Spoil); 5] = [
-    ("written before its start", |words| words[SENTINELS - 1] = 0),
-    ("written past its end", |words| words[words.len() - SENTINELS] = 0),
-    ("first element not written", |words| words[SENTINELS] = POISON),
-    ("first element another NaN", |words| words[SENTINELS] = f32::NAN.to_bits()),
-    ("first element infinite", |words| words[SENTINELS] = f32::INFINITY.to_bits()),
+    ("outputs written before their start", |_, words| words[SENTINELS - 1] = 0),
+    ("outputs written past their end", |_, words| words[words.len() - SENTINELS] = 0),
+    ("an element of each output not written", |at, words| words[at] = POISON),
+    ("an element of each output another NaN", |at, words| words[at] = f32::NAN.to_bits()),
+    ("an element of each output infinite", |at, words| words[at] = f32::INFINITY.to_bits()),
 ];
 
 type Catch<'a> = &'a dyn Fn(&'static Kernel, Option<&Fault<'_>>) -> Result<Option<String>, String>;
