@@ -4,6 +4,7 @@ mod cli;
 mod data;
 mod fabric;
 mod model;
+mod canary;
 mod rig;
 mod training;
 

@@ -1,5 +1,6 @@
 //! What a person types: one file a verb. Nothing below knows of a command line.
 
+mod check;
 mod devices;
 mod generate;
 mod train;
@@ -23,6 +24,8 @@ enum Verb {
     Train(train::Args),
     /// Write text with a trained model
     Generate(generate::Args),
+    /// Hold every program against the f64 oracle on a device of this machine
+    Check(check::Args),
     /// List the devices of this machine
     Devices(devices::Args),
 }
@@ -76,6 +79,7 @@ impl Cli {
         match self.verb {
             Verb::Train(args) => train::run(args),
             Verb::Generate(args) => generate::run(&args),
+            Verb::Check(args) => check::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }
     }

@@ -47,22 +47,44 @@ pub struct Case {
     /// Contents of each binding before the launch, in binding order.
     pub fills: Vec<Fill>,
     /// Parameter words and number of tiles, for a variant.
-    pub launch: Box<dyn Fn(&Variant) -> (Vec<u32>, u32) + Send + Sync>,
+    pub launch: LaunchFn,
 }
+
+/// Parameter words and number of tiles of a [`Case`] in a variant. Results must not depend on the variant beyond rounding.
+pub type LaunchFn = Box<dyn Fn(&Variant) -> (Vec<u32>, u32) + Send + Sync>;
 
 /// What a buffer of a [`Case`] holds at first. Random values are a pure function of seed, binding and index.
 #[derive(Clone, Debug)]
 pub enum Fill {
     /// `rows x cols` normal values times `scale` plus `mean`, at row stride `stride`, zeros in the padding.
-    Normal { rows: usize, cols: usize, stride: usize, scale: f32, mean: f32 },
+    Normal {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+        /// Elements from one row to the next.
+        stride: usize,
+        /// Standard deviation.
+        scale: f32,
+        /// Mean.
+        mean: f32,
+    },
     /// `len` integers below `below`.
-    Ids { len: usize, below: u32 },
+    Ids {
+        /// How many.
+        len: usize,
+        /// All are less.
+        below: u32,
+    },
     /// Given floats.
     Floats(Vec<f32>),
     /// Given integers.
     Words(Vec<u32>),
     /// `len` floats that hold a NaN of a known pattern: each must be written, or left as it is by the reference too.
-    Poison { len: usize },
+    Poison {
+        /// How many.
+        len: usize,
+    },
 }
 
 impl Fill {

@@ -3,6 +3,7 @@
 //! This layer owns the clock and joins data, model and store. It must never know a flag's spelling or a terminal.
 
 pub mod config;
+pub mod conformance;
 pub mod folder;
 pub mod generate;
 pub mod rates;

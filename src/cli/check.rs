@@ -1,0 +1,123 @@
+//! `gaufre check`: runs the conformance test on a device and prints it, as a table for people and as JSON for machines.
+//! It decides nothing: what passes is told by `train::conformance`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::device::Device;
+use crate::train::conformance::{self, Canary, Conformance, Part, Row, StepFn};
+
+/// Check every tile program, both schedules and a training step on this machine against an f64 oracle.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Check {
+    /// The device: auto, gpu, gpu:NAME, software or host.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads of the host device; 0: all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Seed of all inputs.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result as JSON to a file, or to standard output with "-"; the table then goes to standard error.
+    #[arg(long, value_name = "FILE|-")]
+    pub json: Option<PathBuf>,
+    /// Plant faults too: each must be caught.
+    #[arg(long)]
+    pub canary: bool,
+}
+
+/// Runs the check; `step` runs the tiny training step on a device. Exit code 1 when anything failed or was missed.
+///
+/// # Errors
+/// When there is no such device, or the JSON cannot be written.
+pub fn run(args: &Check, step: StepFn<'_>) -> Result<ExitCode> {
+    let start = Instant::now();
+    let device = Device::open(&args.device, args.threads)?;
+    let bar = indicatif::ProgressBar::new_spinner();
+    let found = conformance::run(&device, args.seed, args.canary, step, &|what| bar.set_message(what.to_owned()));
+    bar.finish_and_clear();
+    let table = table(&found, start.elapsed().as_secs_f64());
+    match args.json.as_deref() {
+        Some(path) if path == Path::new("-") => {
+            eprint!("{table}");
+            serde_json::to_writer_pretty(std::io::stdout().lock(), &json(&found))?;
+            println!();
+        }
+        Some(path) => {
+            print!("{table}");
+            let text = serde_json::to_vec_pretty(&json(&found))?;
+            std::fs::write(path, text).with_context(|| format!("{}: cannot write the report", path.display()))?;
+        }
+        None => print!("{table}"),
+    }
+    std::io::stdout().flush()?;
+    Ok(if found.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The whole report, with counts.
+fn json(found: &Conformance) -> serde_json::Value {
+    let caught = found.canaries.iter().filter(|canary| canary.caught).count();
+    serde_json::json!({
+        "device": found.device,
+        "seed": found.seed,
+        "passed": found.passed(),
+        "cases": found.rows.iter().map(|row| row.cases).sum::<usize>(),
+        "elements": found.rows.iter().map(|row| row.elements).sum::<usize>(),
+        "failed": found.rows.iter().filter(|row| !row.passed).count(),
+        "rows": found.rows,
+        "canaries_planted": found.canaries.len(),
+        "canaries_caught": caught,
+        "canaries": found.canaries,
+    })
+}
+
+fn table(found: &Conformance, seconds: f64) -> String {
+    let mut out = format!("gaufre check on {}, seed {}\n", found.device, found.seed);
+    for (part, title) in [
+        (Part::Program, "tile programs against the f64 oracle"),
+        (Part::Schedule, "superstep against fused, bit for bit"),
+        (Part::Step, "one training step against the f64 oracle"),
+    ] {
+        out += &format!("\n{title}\n{:<28}{:>7}{:>11}{:>12}  worst place\n", "", "cases", "elements", "worst/bound");
+        for row in found.rows.iter().filter(|row| row.part == part) {
+            out += &line(row);
+        }
+    }
+    out += &planted(&found.canaries);
+    let failed = found.rows.iter().filter(|row| !row.passed).count();
+    let missed = found.canaries.iter().filter(|canary| !canary.caught).count();
+    let verdict = match (found.passed(), failed, missed) {
+        (true, ..) => "PASSED".to_owned(),
+        (false, 0, 0) => "FAILED: a part was not run".to_owned(),
+        (false, failed, missed) => format!("FAILED: {failed} rows out of bound, {missed} faults missed"),
+    };
+    out + &format!("\n{verdict} ({} rows, {seconds:.1} s)\n", found.rows.len())
+}
+
+fn line(row: &Row) -> String {
+    let mark = if row.passed { "ok  " } else { "FAIL" };
+    format!("{mark} {:<23}{:>7}{:>11}{:>12.3e}  {}\n", row.name, row.cases, row.elements, row.worst, row.place)
+}
+
+/// One line a subject, then every fault that was missed.
+fn planted(canaries: &[Canary]) -> String {
+    if canaries.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from("\nplanted faults\n");
+    for subject in canaries.chunk_by(|a, b| a.subject == b.subject) {
+        let caught = subject.iter().filter(|canary| canary.caught).count();
+        let mark = if caught == subject.len() { "ok  " } else { "FAIL" };
+        out += &format!("{mark} {}: {caught} of {} caught\n", subject[0].subject, subject.len());
+        for canary in subject {
+            let how = if canary.caught { "caught" } else { "MISSED" };
+            out += &format!("       {how}  {}: {}\n", canary.fault, canary.by);
+        }
+    }
+    out
+}

@@ -1,0 +1,146 @@
+//! The conformance test that `gaufre check` runs on a machine: every tile program against the oracle, superstep against
+//! fused, one whole training step against the oracle; and the canaries that show that each comparison can fail.
+//!
+//! It decides and reports; it never prints. An error of the device is a failing row, not an abort, so that one broken
+//! program does not hide the others. It must never loosen a bound: those belong to the programs.
+
+mod canary;
+mod schedules;
+mod step;
+
+pub use canary::Canary;
+pub use schedules::{Play, compare_schedules, plays, same_bits};
+pub use step::{StepResult, compare_step};
+
+use crate::device::Device;
+use crate::program::{self, Program, check};
+
+/// What a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// A tile program on the device against the oracle.
+    Program,
+    /// A stepwise program in supersteps against the same one fused.
+    Schedule,
+    /// A tensor of one training step against the oracle.
+    Step,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Row {
+    /// What it is about.
+    pub part: Part,
+    /// The program or the tensor.
+    pub name: String,
+    /// Comparisons run: cases times variants, grid shapes, or 1 for a tensor.
+    pub cases: usize,
+    /// Elements compared in them.
+    pub elements: usize,
+    /// Largest error over its bound (in JSON `null` when infinite: not a number, not written, not run).
+    pub worst: f64,
+    /// Where that was, or what went wrong.
+    pub place: String,
+    /// True when something was compared and all of it lies within its bound.
+    pub passed: bool,
+}
+
+impl Row {
+    /// A row; it passes when it has cases and elements and `worst` is at most 1, which NaN is not.
+    pub fn new(part: Part, name: impl Into<String>, cases: usize, elements: usize, worst: f64, place: String) -> Row {
+        let passed = cases > 0 && elements > 0 && worst <= 1.0;
+        Row { part, name: name.into(), cases, elements, worst, place, passed }
+    }
+
+    /// A row for what could not be run.
+    pub fn failed(part: Part, name: impl Into<String>, reason: impl std::fmt::Display) -> Row {
+        Row::new(part, name, 0, 0, f64::INFINITY, reason.to_string())
+    }
+}
+
+/// All that a check found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Conformance {
+    /// The device's name.
+    pub device: String,
+    /// Seed of all inputs.
+    pub seed: u64,
+    /// Every comparison.
+    pub rows: Vec<Row>,
+    /// Every planted fault; empty when none were asked for.
+    pub canaries: Vec<Canary>,
+}
+
+impl Conformance {
+    /// True when every part ran, every row passes and every planted fault was caught.
+    pub fn passed(&self) -> bool {
+        let ran = |part| self.rows.iter().any(|row| row.part == part);
+        [Part::Program, Part::Schedule, Part::Step].into_iter().all(ran)
+            && self.rows.iter().all(|row| row.passed)
+            && self.canaries.iter().all(|canary| canary.caught)
+    }
+}
+
+/// Runs one training step of the tiny model that is compared, on a device: the same weights and batch on each.
+pub type StepFn<'a> = &'a dyn Fn(&Device) -> anyhow::Result<StepResult>;
+
+/// Runs the whole check. `step` runs the tiny training step; `progress` is told what begins.
+pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progress: &dyn Fn(&str)) -> Conformance {
+    let mut found = Conformance { device: device.name().into(), seed, rows: Vec::new(), canaries: Vec::new() };
+    if program::all().is_empty() {
+        found.rows.push(Row::failed(Part::Program, "programs", "none is registered"));
+    }
+    for program in program::all() {
+        progress(program.kernel.name);
+        let truth = match check::Truth::of(program, seed) {
+            Ok(truth) => truth,
+            Err(error) => {
+                found.rows.push(Row::failed(Part::Program, program.kernel.name, format!("on the oracle: {error}")));
+                continue;
+            }
+        };
+        found.rows.push(program_row(program, &truth, device));
+        if canaries {
+            found.canaries.extend(canary::of_program(program, &truth, device));
+        }
+    }
+    for (name, play) in plays() {
+        progress(name);
+        found.rows.push(compare_schedules(name, device, play));
+        if canaries {
+            found.canaries.extend(canary::of_schedule(name, device, play));
+        }
+    }
+    progress("training step");
+    match three_steps(device, step) {
+        Ok([ours, reference, oracle]) => {
+            found.rows.extend(compare_step(&ours, &reference, &oracle));
+            if canaries {
+                found.canaries.extend(canary::of_step(&ours, &reference, &oracle));
+            }
+        }
+        Err(error) => found.rows.push(Row::failed(Part::Step, "training step", format!("{error:#}"))),
+    }
+    found
+}
+
+/// Ours, plain f32, and f64.
+fn three_steps(device: &Device, step: StepFn<'_>) -> anyhow::Result<[StepResult; 3]> {
+    Ok([step(device)?, step(&Device::reference()?)?, step(&Device::oracle()?)?])
+}
+
+/// All cases of a program as one row.
+pub fn program_row(program: &'static Program, truth: &check::Truth, device: &Device) -> Row {
+    let name = program.kernel.name;
+    let reports = match truth.compare(&program.kernel, device) {
+        Ok(reports) => reports,
+        Err(error) => return Row::failed(Part::Program, name, error),
+    };
+    let Some(worst) = reports.iter().max_by(|a, b| a.worst.total_cmp(&b.worst)) else {
+        return Row::failed(Part::Program, name, "it has no case");
+    };
+    let place = format!("case {}, {}: {}", worst.case, worst.variant, worst.place);
+    let elements = reports.iter().map(|report| report.elements).sum();
+    Row::new(Part::Program, name, reports.len(), elements, worst.worst, place)
+}
