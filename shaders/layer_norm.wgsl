@@ -49,23 +49,23 @@ fn layer_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgr
     let row = group * (WG / LANES) + lane / LANES;
     // Rows past the last take part in the barriers only.
     let last = select(0u, p.quads, row < p.rows);
-    let from = p.x_offset + row * p.x_stride;
+    let source = p.x_offset + row * p.x_stride;
     let n = f32(p.cols);
     var total = vec4<f32>(0.0);
     for (var q = lane % LANES; q < last; q += LANES) {
-        total += x[from + q];
+        total += x[source + q];
     }
     let mean = row_sum(lane, vec2<f32>(quad_sum(total), 0.0)).x / n;
     var squares = vec4<f32>(0.0);
     for (var q = lane % LANES; q < last; q += LANES) {
-        let d = select(vec4<f32>(0.0), x[from + q] - mean, inside(q));
+        let d = select(vec4<f32>(0.0), x[source + q] - mean, inside(q));
         squares = fma(d, d, squares);
     }
     let variance = row_sum(lane, vec2<f32>(quad_sum(squares), 0.0)).x / n;
     let rstd = 1.0 / sqrt(variance + p.eps);
     let to = p.y_offset + row * p.y_stride;
     for (var q = lane % LANES; q < last; q += LANES) {
-        let scaled = (x[from + q] - mean) * rstd * gain[p.gain_offset + q];
+        let scaled = (x[source + q] - mean) * rstd * gain[p.gain_offset + q];
         var out = scaled;
         if (p.biased == 1u) {
             out += bias[p.bias_offset + q];
@@ -89,7 +89,7 @@ fn layer_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workg
     let row = group * (WG / LANES) + lane / LANES;
     // Rows past the last take part in the barriers only.
     let last = select(0u, p.quads, row < p.rows);
-    let from = p.x_offset + row * p.x_stride;
+    let source = p.x_offset + row * p.x_stride;
     let above = p.dy_offset + row * p.dy_stride;
     let n = f32(p.cols);
     let moments = stats[p.stats_offset + select(0u, row, row < p.rows) * p.stats_stride];
@@ -101,12 +101,12 @@ fn layer_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workg
     for (var q = lane % LANES; q < last; q += LANES) {
         let h = gain[p.gain_offset + q] * dy[above + q];
         plain += h;
-        leaning = fma(h, x[from + q] - mean, leaning);
+        leaning = fma(h, x[source + q] - mean, leaning);
     }
     let sums = row_sum(lane, vec2<f32>(quad_sum(plain), quad_sum(leaning) * rstd)) / n;
     for (var q = lane % LANES; q < last; q += LANES) {
         let h = gain[p.gain_offset + q] * dy[above + q];
-        let normal = (x[from + q] - mean) * rstd;
+        let normal = (x[source + q] - mean) * rstd;
         var out = rstd * (h - sums.x - normal * sums.y);
         if (p.bypassed == 1u) {
             out += residual[p.residual_offset + row * p.residual_stride + q];

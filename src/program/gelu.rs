@@ -4,7 +4,7 @@
 //! Gimpel, arXiv 1606.08415). Elementwise: a tile owns a run of elements, nothing crosses tiles.
 
 use super::matrix::Rows;
-use super::{Case, EPS, Fill, Matrix, Program, launch};
+use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
 use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
 use rayon::iter::ParallelIterator;
 
@@ -235,12 +235,12 @@ fn backward_piece<const ERF: bool>(x: &[f32], dy: &[f32], dx: &mut [f32]) {
 fn parts<const ERF: bool>(x: f32) -> (f32, f32) {
     let a = x.abs().min(16.0);
     if ERF {
-        let e = exp_of_negative(-0.5 * a * a);
+        let e = vector::exp(-0.5 * a * a);
         let tail = e * scaled_tail(a);
         return (if x >= 0.0 { 1.0 - tail } else { tail }, INVERSE_SQRT_TAU as f32 * e);
     }
     let root = SQRT_2_OVER_PI as f32;
-    let e = exp_of_negative(-2.0 * root * a * (CUBIC as f32 * a).mul_add(a, 1.0));
+    let e = vector::exp(-2.0 * root * a * (CUBIC as f32 * a).mul_add(a, 1.0));
     let large = 1.0 / (1.0 + e);
     let small = e * large;
     let slope = 2.0 * large * small * root * (3.0 * CUBIC as f32 * a).mul_add(a, 1.0);
@@ -264,24 +264,6 @@ fn scaled_tail(a: f32) -> f32 {
     ];
     let t = 1.0 / a.mul_add(0.35, 1.0);
     t * C.iter().rev().fold(0.0, |h: f32, &c| h.mul_add(t, c))
-}
-
-/// e^x for x <= 0, and 0 where the result would be subnormal: x = n ln 2 + r, a minimax polynomial for e^r (relative
-/// error 3e-9), n straight into the exponent. Branchless, so that loops around it vectorise.
-#[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
-    // 1.5 * 2^23: adding it leaves the nearest integer in the low bits.
-    const SHIFT: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first short enough that its product with n is exact.
-    const LN_2_HIGH: f32 = 0.693_359_375;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    const C: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_453_9];
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
-    let n = shifted - SHIFT;
-    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
-    let p = C.iter().rev().fold(0.0, |p: f32, &c| p.mul_add(r, c));
-    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    if x < -87.3 { 0.0 } else { scale * (p * r).mul_add(r, 1.0 + r) }
 }
 
 /// How far Phi(x) and x times its derivative, as either form computes them, may lie from the truth.
