@@ -3,8 +3,10 @@
 //! `y = x * Phi(x)`; tanh form: `Phi(x) ~ (1 + tanh(u)) / 2`, `u = sqrt(2/pi) * (x + 0.044715 x^3)` (Hendrycks and
 //! Gimpel, arXiv 1606.08415). Elementwise: a tile owns a run of elements, nothing crosses tiles.
 
-use super::{Case, EPS, Fill, Matrix, Program, launch};
-use crate::device::{ALL_CLASSES, Args, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use super::matrix::Rows;
+use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
+use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use rayon::iter::ParallelIterator;
 
 /// Which formula.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -17,17 +19,53 @@ pub enum Form {
 }
 
 crate::params! {
-    /// Parameters of both kernels.
-    pub struct GeluParams {
-        /// Number of vec4 elements.
+    /// Parameters of the forward kernel; places in quads of four floats.
+    pub struct ForwardParams {
+        /// Rows: 1 where the matrices lie without gaps.
+        rows: u32,
+        /// Quads of a row.
         quads: u32,
         /// 1: erf form, 0: tanh form.
         erf: u32,
+        /// First quad of `x`.
+        x_offset: u32,
+        /// Quads from one row of `x` to the next.
+        x_stride: u32,
+        /// First quad of `y`.
+        y_offset: u32,
+        /// Quads from one row of `y` to the next.
+        y_stride: u32,
     }
 }
 
-const VARIANTS: &[Variant] =
-    &[Variant { name: "run256x4", classes: ALL_CLASSES, constants: &[("WG", 64), ("QUADS", 4)] }];
+crate::params! {
+    /// Parameters of the backward kernel; places in quads.
+    pub struct BackwardParams {
+        /// Rows: 1 where the matrices lie without gaps.
+        rows: u32,
+        /// Quads of a row.
+        quads: u32,
+        /// 1: erf form, 0: tanh form.
+        erf: u32,
+        /// First quad of `x`.
+        x_offset: u32,
+        /// Quads from one row of `x` to the next.
+        x_stride: u32,
+        /// First quad of `dy`.
+        dy_offset: u32,
+        /// Quads from one row of `dy` to the next.
+        dy_stride: u32,
+        /// First quad of `dx`.
+        dx_offset: u32,
+        /// Quads from one row of `dx` to the next.
+        dx_stride: u32,
+    }
+}
+
+const VARIANTS: &[Variant] = &[
+    Variant { name: "run256x4", classes: &[Class::Gpu, Class::Native], constants: &[("WG", 64), ("QUADS", 4)] },
+    Variant { name: "run128x4", classes: &[Class::Software], constants: &[("WG", 8), ("QUADS", 16)] },
+];
 
 /// Both programs.
 pub static PROGRAMS: [&Program; 2] = [&FORWARD, &BACKWARD];
@@ -38,15 +76,15 @@ pub static FORWARD: Program = Program {
         name: "gelu_forward",
         wgsl: include_str!("../../shaders/gelu.wgsl"),
         bindings: &[read("x", Lane::Vec4), write("y", Lane::Vec4)],
-        params: GeluParams::FIELDS,
+        params: ForwardParams::FIELDS,
         variants: VARIANTS,
         tile_bytes: |_| 0,
         reference_f32: forward_reference,
         reference_f64: forward_reference,
-        host: None,
+        host: Some(forward_host),
     },
     bound: forward_bound,
-    cases: || cases(1),
+    cases: forward_cases,
     fault: ("0.044715", "0.044"),
 };
 
@@ -56,102 +94,295 @@ pub static BACKWARD: Program = Program {
         name: "gelu_backward",
         wgsl: include_str!("../../shaders/gelu.wgsl"),
         bindings: &[read("x", Lane::Vec4), read("dy", Lane::Vec4), write("dx", Lane::Vec4)],
-        params: GeluParams::FIELDS,
+        params: BackwardParams::FIELDS,
         variants: VARIANTS,
         tile_bytes: |_| 0,
         reference_f32: backward_reference,
         reference_f64: backward_reference,
-        host: None,
+        host: Some(backward_host),
     },
     bound: backward_bound,
-    cases: || cases(2),
+    cases: backward_cases,
     fault: ("0.134145", "0.13"),
 };
 
 /// Queues `y = gelu(x)`; both of one shape.
+///
+/// # Panics
+/// When the shapes differ or a slice does not lie on multiples of 4.
 pub fn forward(device: &Device, form: Form, x: &Matrix, y: &Matrix) -> Result<()> {
-    let params = params(x, form);
-    launch(device, &FORWARD.kernel, &params, |v| groups(&params, v), &[x.view.clone(), y.view.clone()])
+    let (Rows { rows, quads }, erf) = (Rows::flat(&[x, y]), (form == Form::Erf) as u32);
+    let ((x_offset, x_stride), (y_offset, y_stride)) = (x.place(), y.place());
+    let params = ForwardParams { rows, quads, erf, x_offset, x_stride, y_offset, y_stride };
+    launch(device, &FORWARD.kernel, &params, |v| groups(rows, quads, v), &[x.view.clone(), y.view.clone()])
 }
 
 /// Queues `dx = dy * gelu'(x)`; all of one shape.
+///
+/// # Panics
+/// When the shapes differ or a slice does not lie on multiples of 4.
 pub fn backward(device: &Device, form: Form, x: &Matrix, dy: &Matrix, dx: &Matrix) -> Result<()> {
-    let params = params(x, form);
+    let (Rows { rows, quads }, erf) = (Rows::flat(&[x, dy, dx]), (form == Form::Erf) as u32);
+    let (x_offset, x_stride) = x.place();
+    let ((dy_offset, dy_stride), (dx_offset, dx_stride)) = (dy.place(), dx.place());
+    let params = BackwardParams { rows, quads, erf, x_offset, x_stride, dy_offset, dy_stride, dx_offset, dx_stride };
     let views = [x.view.clone(), dy.view.clone(), dx.view.clone()];
-    launch(device, &BACKWARD.kernel, &params, |v| groups(&params, v), &views)
+    launch(device, &BACKWARD.kernel, &params, |v| groups(rows, quads, v), &views)
 }
 
-fn params(x: &Matrix, form: Form) -> GeluParams {
-    GeluParams { quads: (x.view.len / 4) as u32, erf: (form == Form::Erf) as u32 }
-}
-
-fn groups(params: &GeluParams, variant: &Variant) -> u32 {
-    params.quads.div_ceil(variant.get("WG") * variant.get("QUADS"))
+fn groups(rows: u32, quads: u32, variant: &Variant) -> u32 {
+    rows * quads.div_ceil(variant.get("WG") * variant.get("QUADS"))
 }
 
 const CUBIC: f64 = 0.044715;
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+const INVERSE_SQRT_TAU: f64 = 0.398_942_280_401_432_7;
 
 /// gelu(x) and gelu'(x).
 fn gelu<F: Real>(x: F, erf: bool) -> (F, F) {
     let (half, one) = (F::of(0.5), F::one());
     if erf {
         let cdf = half * (one + (x * F::of(std::f64::consts::FRAC_1_SQRT_2)).erf());
-        let pdf = (-half * x * x).exp() * F::of(0.398_942_280_401_432_7);
+        let pdf = (-half * x * x).exp() * F::of(INVERSE_SQRT_TAU);
         return (x * cdf, cdf + x * pdf);
     }
     let t = (F::of(SQRT_2_OVER_PI) * x * (one + F::of(CUBIC) * x * x)).tanh();
     let du = F::of(SQRT_2_OVER_PI) * (one + F::of(3.0 * CUBIC) * x * x);
-    (half * x * (one + t), half * (one + t) + half * x * (one - t * t) * du)
+    let slope = half * (one - t * t) * du;
+    // Where tanh has saturated, x times a slope of exactly 0 is 0, however large the square of x is.
+    (half * x * (one + t), half * (one + t) + if t.abs() == one { F::zero() } else { x * slope })
 }
 
 fn forward_reference<F: Real>(args: &mut Args<'_, F>) {
-    let p: GeluParams = args.params();
-    for (y, &x) in args.write(1).iter_mut().zip(args.read(0)) {
-        *y = gelu(x, p.erf == 1).0;
-    }
+    forward_rows(args, |x, erf| gelu(x, erf).0);
 }
 
 fn backward_reference<F: Real>(args: &mut Args<'_, F>) {
-    let p: GeluParams = args.params();
-    let dx = args.write(2).iter_mut();
-    for ((dx, &x), &dy) in dx.zip(args.read(0)).zip(args.read(1)) {
-        *dx = dy * gelu(x, p.erf == 1).1;
+    backward_rows(args, |x, dy, erf| dy * gelu(x, erf).1);
+}
+
+fn forward_rows<F: Real>(args: &mut Args<'_, F>, value: impl Fn(F, bool) -> F) {
+    let p: ForwardParams = args.params();
+    let (x, y, rows) = (args.read(0), args.write(1), p.extent());
+    for r in 0..p.rows {
+        let y = rows.row_mut(y, (p.y_offset, p.y_stride), r).iter_mut();
+        y.zip(rows.row(x, (p.x_offset, p.x_stride), r)).for_each(|(y, &x)| *y = value(x, p.erf == 1));
     }
 }
 
-/// A dozen roundings, each relative to the largest term of the formula; `tanh` and `erf` of an adapter are themselves
-/// good to a few units of their argument's error, which the factor |u| carries.
-fn terms(x: f64) -> f64 {
-    let x = x.abs();
-    let u = SQRT_2_OVER_PI * x * (1.0 + CUBIC * x * x);
-    16.0 * EPS * (1.0 + x) * (1.0 + u.min(16.0))
+fn backward_rows<F: Real>(args: &mut Args<'_, F>, value: impl Fn(F, F, bool) -> F) {
+    let p: BackwardParams = args.params();
+    let (x, dy, dx, rows) = (args.read(0), args.read(1), args.write(2), p.extent());
+    for r in 0..p.rows {
+        let (x, dy) = (rows.row(x, (p.x_offset, p.x_stride), r), rows.row(dy, (p.dy_offset, p.dy_stride), r));
+        let dx = rows.row_mut(dx, (p.dx_offset, p.dx_stride), r).iter_mut();
+        dx.zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = value(x, dy, p.erf == 1));
+    }
+}
+
+impl ForwardParams {
+    fn extent(&self) -> Rows {
+        Rows { rows: self.rows, quads: self.quads }
+    }
+}
+
+impl BackwardParams {
+    fn extent(&self) -> Rows {
+        Rows { rows: self.rows, quads: self.quads }
+    }
+}
+
+fn forward_host(args: &mut Args<'_, f32>) {
+    let p: ForwardParams = args.params();
+    let (x, y, rows) = (args.read(0), args.write(1), p.extent());
+    let arch = pulp::Arch::new();
+    rows.pieces_mut(y, (p.y_offset, p.y_stride)).for_each(|(i, y)| {
+        let x = rows.piece(x, (p.x_offset, p.x_stride), i, y.len());
+        // One loop a form: a branch inside would keep either from being vectorised.
+        if p.erf == 1 {
+            arch.dispatch(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * parts::<true>(x).0));
+        } else {
+            arch.dispatch(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * parts::<false>(x).0));
+        }
+    });
+}
+
+fn backward_host(args: &mut Args<'_, f32>) {
+    let p: BackwardParams = args.params();
+    let (x, dy, dx, rows) = (args.read(0), args.read(1), args.write(2), p.extent());
+    let arch = pulp::Arch::new();
+    rows.pieces_mut(dx, (p.dx_offset, p.dx_stride)).for_each(|(i, dx)| {
+        let x = rows.piece(x, (p.x_offset, p.x_stride), i, dx.len());
+        let dy = rows.piece(dy, (p.dy_offset, p.dy_stride), i, dx.len());
+        if p.erf == 1 {
+            arch.dispatch(|| backward_piece::<true>(x, dy, dx));
+        } else {
+            arch.dispatch(|| backward_piece::<false>(x, dy, dx));
+        }
+    });
+}
+
+#[inline(always)]
+fn backward_piece<const ERF: bool>(x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+        let (cdf, slope) = parts::<ERF>(x);
+        *dx = dy * x.mul_add(slope, cdf);
+    }
+}
+
+/// Phi(x) and its derivative in either form; finite x beyond 16 count as 16, where both have saturated.
+#[inline(always)]
+fn parts<const ERF: bool>(x: f32) -> (f32, f32) {
+    let a = x.abs().min(16.0);
+    if ERF {
+        let e = vector::exp(-0.5 * a * a);
+        let tail = e * scaled_tail(a);
+        return (if x >= 0.0 { 1.0 - tail } else { tail }, INVERSE_SQRT_TAU as f32 * e);
+    }
+    let root = SQRT_2_OVER_PI as f32;
+    let e = vector::exp(-2.0 * root * a * (CUBIC as f32 * a).mul_add(a, 1.0));
+    let large = 1.0 / (1.0 + e);
+    let small = e * large;
+    let slope = 2.0 * large * small * root * (3.0 * CUBIC as f32 * a).mul_add(a, 1.0);
+    (if x >= 0.0 { large } else { small }, slope)
+}
+
+/// Phi(-a) * exp(a^2 / 2) for 0 <= a <= 16: a minimax polynomial in 1 / (1 + 0.35 a), relative error 4e-8 up to 13.5,
+/// beyond which exp(-a^2 / 2) is 0.
+#[inline(always)]
+fn scaled_tail(a: f32) -> f32 {
+    const C: [f32; 9] = [
+        0.139_621_57,
+        0.139_859_08,
+        0.119_852_43,
+        0.105_432_97,
+        -0.022_937_22,
+        0.158_929_41,
+        -0.255_504_67,
+        0.143_872_29,
+        -0.029_125_877,
+    ];
+    let t = 1.0 / a.mul_add(0.35, 1.0);
+    t * C.iter().rev().fold(0.0, |h: f32, &c| h.mul_add(t, c))
+}
+
+/// How far Phi(x) and x times its derivative, as either form computes them, may lie from the truth.
+///
+/// Everything goes through e = exp(-s). Its argument carries a relative error of 5 EPS; `exp` itself is good to
+/// (3 + 2 s) units in the last place, of 2 EPS each (the Vulkan limit for WGSL adapters; host code is better), and a
+/// result below the least normal float may be flushed to 0.
+fn part_errors(x: f64, erf: bool) -> (f64, f64) {
+    let a = x.abs().min(40.0);
+    let u = SQRT_2_OVER_PI * a * (1.0 + CUBIC * a * a);
+    let s = if erf { 0.5 * a * a } else { 2.0 * u };
+    let relative = EPS * (6.0 + 9.0 * s);
+    let flushed = 2.0 * f64::from(f32::MIN_POSITIVE);
+    // The oracle's own 1 + tanh and 1 + erf cancel.
+    let oracle = 4.0 * f64::EPSILON;
+    if erf {
+        // 1 / (1 + 0.35 a) is good to 6 EPS and enters with an exponent of at most 2.3; nine steps of Horner's rule on
+        // terms that sum to at most 2.3 times the result; the polynomial's own error.
+        let polynomial = EPS * (14.0 + 9.0 + 1.0);
+        let tail = 0.5 * libm::erfc(a * std::f64::consts::FRAC_1_SQRT_2);
+        let slope = INVERSE_SQRT_TAU * (-s).exp();
+        return (
+            tail * (relative + polynomial) + 2.0 * EPS * if x < 0.0 { tail } else { 1.0 } + flushed + oracle,
+            a * slope * (relative + 3.0 * EPS) + flushed + oracle * a,
+        );
+    }
+    // With large = 1 / (1 + e) and small = e / (1 + e): an error of e moves each by e's relative error times small * large;
+    // division is good to 2.5 units in the last place.
+    let (large, small) = (1.0 / (1.0 + (-s).exp()), (-s).exp() / (1.0 + (-s).exp()));
+    let division = 7.0 * EPS;
+    let du = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * a * a);
+    let cdf = if x < 0.0 { small } else { large };
+    (
+        small * large * relative + cdf * division + flushed + oracle,
+        a * 2.0 * small * large * du * (relative + 2.0 * division + 6.0 * EPS) + (flushed + oracle) * (1.0 + a * du),
+    )
 }
 
 fn forward_bound(args: &mut Args<'_, f64>) {
-    for (b, &x) in args.write(1).iter_mut().zip(args.read(0)) {
-        *b = terms(x);
-    }
+    forward_rows(args, |x, erf| x.abs() * part_errors(x, erf).0 + 2.0 * EPS * gelu(x, erf).0.abs());
 }
 
 fn backward_bound(args: &mut Args<'_, f64>) {
-    let b = args.write(2).iter_mut();
-    for ((b, &x), &dy) in b.zip(args.read(0)).zip(args.read(1)) {
-        *b = dy.abs() * terms(x) * (1.0 + x.abs());
-    }
+    backward_rows(args, |x, dy, erf| {
+        let (cdf, tilt) = part_errors(x, erf);
+        dy.abs() * (cdf + tilt + 2.0 * EPS * gelu(x, erf).1.abs())
+    });
 }
 
-fn cases(inputs: usize) -> Vec<Case> {
+/// (label, fill of x, rows, quads of a row, quads from row to row): a whole matrix, odd shapes, edges, a column slice.
+fn shapes() -> Vec<(&'static str, Fill, Rows, u32)> {
+    let wide = |len| Fill::Normal { rows: 1, cols: len, stride: len, scale: 3.0, mean: 0.0 };
+    let edges = [0.0, -0.0, 1e-40, -1e-40, 1e-20, 5.5, -5.5, 9.0, -9.0, 13.0, -13.0, 14.5, -14.5, 1e30, -1e30, 1e-3];
+    let line = |quads| Rows { rows: 1, quads };
+    vec![
+        ("4", wide(4), line(1), 1),
+        ("37 x 84", Fill::matrix(37, 84), line(37 * 22), 37 * 22),
+        ("37 x 88, wide", wide(37 * 88), line(37 * 22), 37 * 22),
+        ("4096, wide", wide(4096), line(1024), 1024),
+        ("edges", Fill::Floats(edges.to_vec()), line(4), 4),
+        ("columns 8..24 of 5 x 88", wide(5 * 88), Rows { rows: 5, quads: 4 }, 22),
+    ]
+}
+
+fn forward_cases() -> Vec<Case> {
+    cases(
+        |x, len| vec![x, Fill::Poison { len }],
+        |rows, erf, offset, stride| {
+            let Rows { rows, quads } = rows;
+            let (x_offset, x_stride, y_offset, y_stride) = (offset, stride, offset, stride);
+            bytemuck::cast_slice(bytemuck::bytes_of(&ForwardParams {
+                rows,
+                quads,
+                erf,
+                x_offset,
+                x_stride,
+                y_offset,
+                y_stride,
+            }))
+            .to_vec()
+        },
+    )
+}
+
+fn backward_cases() -> Vec<Case> {
+    cases(
+        |x, len| vec![x, Fill::Normal { rows: 1, cols: len, stride: len, scale: 1.0, mean: 0.0 }, Fill::Poison { len }],
+        |rows, erf, offset, stride| {
+            let Rows { rows, quads } = rows;
+            let (x_offset, x_stride, dy_offset, dy_stride) = (offset, stride, offset, stride);
+            let params = BackwardParams {
+                rows,
+                quads,
+                erf,
+                x_offset,
+                x_stride,
+                dy_offset,
+                dy_stride,
+                dx_offset: offset,
+                dx_stride: stride,
+            };
+            bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec()
+        },
+    )
+}
+
+fn cases(fills: fn(Fill, usize) -> Vec<Fill>, words: fn(Rows, u32, u32, u32) -> Vec<u32>) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (len, erf) in [(4, 0), (37 * 88, 0), (37 * 88, 1), (4096, 0)] {
-        let params = GeluParams { quads: len as u32 / 4, erf };
-        let mut fills = vec![Fill::Normal { rows: 1, cols: len, stride: len, scale: 3.0, mean: 0.0 }; inputs];
-        fills.push(Fill::Poison { len });
-        cases.push(Case {
-            label: format!("{len} {}", if erf == 1 { "erf" } else { "tanh" }),
-            fills,
-            launch: Box::new(move |v| (bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec(), groups(&params, v))),
-        });
+    for (label, x, rows, stride) in shapes() {
+        for (erf, form) in [(0, "tanh"), (1, "erf")] {
+            let len = x.words(0).len();
+            let offset = if rows.rows > 1 { 2 } else { 0 };
+            let words = words(rows, erf, offset, stride);
+            cases.push(Case {
+                label: format!("{label}, {form}"),
+                fills: fills(x.clone(), len),
+                launch: Box::new(move |v| (words.clone(), groups(rows.rows, rows.quads, v))),
+            });
+        }
     }
     cases
 }

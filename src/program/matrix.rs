@@ -1,6 +1,8 @@
 //! A matrix on a device: rows of floats at an explicit stride. What every program takes; knows no tensor names.
 
 use crate::device::{Buffer, Device, Elem, Result, View};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 
 /// `rows x cols` floats in a view, row-major, rows `stride` elements apart, padding columns zero.
 #[derive(Clone, Debug)]
@@ -71,5 +73,123 @@ impl Matrix {
 
     fn dense<T: Copy>(&self, padded: &[T]) -> Vec<T> {
         (0..self.rows).flat_map(|r| &padded[self.offset + r * self.stride..][..self.cols]).copied().collect()
+    }
+}
+
+impl Matrix {
+    /// Quads (four floats) of a row that a program reads and writes: the padded row where the rows are whole, only the
+    /// columns where this is a column slice, whose neighbours must stay as they are.
+    ///
+    /// # Panics
+    /// When the matrix does not consist of whole quads: offset and stride must be multiples of 4, and so must the
+    /// columns of a slice.
+    pub(super) fn quads(&self) -> u32 {
+        let whole = self.stride == Self::stride_for(self.cols);
+        let width = if whole { self.stride } else { self.cols };
+        assert!(
+            self.offset % 4 == 0 && self.stride % 4 == 0 && width % 4 == 0,
+            "slice of {:?} by {} columns at element {} does not lie on multiples of 4",
+            self.view,
+            self.cols,
+            self.offset
+        );
+        (width / 4) as u32
+    }
+
+    /// Offset of the first row and distance of two rows, both in quads.
+    pub(super) fn place(&self) -> Place {
+        ((self.offset / 4) as u32, (self.stride / 4) as u32)
+    }
+
+    /// # Panics
+    /// When the other matrix is of another shape, or laid out so that its rows take another number of quads.
+    pub(super) fn expect_like(&self, other: &Matrix) {
+        assert!(
+            (self.rows, self.cols, self.quads()) == (other.rows, other.cols, other.quads()),
+            "{self:?} and {other:?} are not of one shape"
+        );
+    }
+}
+
+/// Where the rows of a matrix begin in a bound slice, in quads: offset of the first, distance of two.
+pub(super) type Place = (u32, u32);
+
+/// Rows of quads that a program goes through, wherever each of its matrices keeps them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    /// Number of rows.
+    pub rows: u32,
+    /// Quads of a row.
+    pub quads: u32,
+}
+
+/// Floats of one piece where a program that takes each element alone goes through gapless matrices.
+const PIECE: usize = 4096;
+
+impl Rows {
+    /// The rows of matrices of one shape.
+    pub fn of(all: &[&Matrix]) -> Rows {
+        all.iter().for_each(|m| all[0].expect_like(m));
+        Rows { rows: all[0].rows as u32, quads: all[0].quads() }
+    }
+
+    /// The same for a program that takes each element alone: one long row where the matrices lie without gaps.
+    pub fn flat(all: &[&Matrix]) -> Rows {
+        let Rows { rows, quads } = Rows::of(all);
+        if all.iter().all(|m| m.stride / 4 == quads as usize) {
+            Rows { rows: 1, quads: rows * quads }
+        } else {
+            Rows { rows, quads }
+        }
+    }
+
+    /// One row of a matrix.
+    pub fn row<F>(self, cells: &[F], (offset, stride): Place, row: u32) -> &[F] {
+        &cells[4 * (offset as usize + row as usize * stride as usize)..][..4 * self.quads as usize]
+    }
+
+    /// One row of a matrix, to write.
+    pub fn row_mut<F>(self, cells: &mut [F], (offset, stride): Place, row: u32) -> &mut [F] {
+        &mut cells[4 * (offset as usize + row as usize * stride as usize)..][..4 * self.quads as usize]
+    }
+
+    /// Rows to be written in parallel, `block` neighbours at a time: (first row of the block, the block's floats from
+    /// its first row on). The division does not depend on the number of threads.
+    pub fn blocks_mut<F: Send>(
+        self,
+        cells: &mut [F],
+        (offset, stride): Place,
+        block: u32,
+    ) -> impl IndexedParallelIterator<Item = (u32, &mut [F])> {
+        let (offset, stride) = (4 * offset as usize, 4 * stride as usize);
+        let len = (self.rows as usize - 1) * stride + 4 * self.quads as usize;
+        cells[offset..][..len]
+            .par_chunks_mut(block as usize * stride)
+            .enumerate()
+            .map(move |(i, cells)| (i as u32 * block, cells))
+    }
+
+    /// Pieces of at most some thousand floats to be written in parallel, for programs that take each element alone:
+    /// (number of the piece, its floats).
+    pub fn pieces_mut<F: Send>(
+        self,
+        cells: &mut [F],
+        (offset, stride): Place,
+    ) -> impl IndexedParallelIterator<Item = (usize, &mut [F])> {
+        let (step, width) = self.piece_step(stride);
+        let len = (self.rows as usize - 1) * step + 4 * self.quads as usize;
+        cells[4 * offset as usize..][..len].par_chunks_mut(step).enumerate().map(move |(i, cells)| {
+            let width = width.min(cells.len());
+            (i, &mut cells[..width])
+        })
+    }
+
+    /// `len` floats of another matrix that belong to a piece.
+    pub fn piece<F>(self, cells: &[F], (offset, stride): Place, piece: usize, len: usize) -> &[F] {
+        &cells[4 * offset as usize + piece * self.piece_step(stride).0..][..len]
+    }
+
+    fn piece_step(self, stride: u32) -> (usize, usize) {
+        if self.rows == 1 { (PIECE, PIECE) } else { (4 * stride as usize, 4 * self.quads as usize) }
     }
 }
