@@ -30,7 +30,7 @@ fn philox(block_low: u32, block_high: u32) -> vec4<u32> {
 }
 
 fn quantile(word: u32) -> f32 {
-    return bitcast<f32>(bitcast<u32>(table[word >> 20u]) | (word << 31u)) * p.std;
+    return bitcast<f32>(bitcast<u32>(table[word >> 20u]) | (word << 31u)) * p.deviation;
 }
 
 @compute @workgroup_size(WG, 1, 1)

@@ -62,7 +62,7 @@ crate::params! {
         /// Number of the tensor.
         tensor: u32,
         /// Standard deviation, of 12 significant bits.
-        std: f32,
+        deviation: f32,
     }
 }
 
@@ -151,7 +151,7 @@ pub fn run(device: &Device, initial: &Initial, target: &Matrix, first_row: usize
                 seed_low: initial.seed as u32,
                 seed_high: (initial.seed >> 32) as u32,
                 tensor: initial.tensor,
-                std: twelve_bits(std),
+                deviation: twelve_bits(std),
             };
             return launch(device, &NORMAL.kernel, &params, groups, &[table.all(), target.view.clone()]);
         }
@@ -263,7 +263,7 @@ impl NormalParams {
     /// The value of one element of the tensor, by the table given.
     fn value(&self, table: &[f32], index: u64) -> f32 {
         let block = philox(counter(index / 4, self.tensor), self.key());
-        quantile(table, block[(index % 4) as usize]) * self.std
+        quantile(table, block[(index % 4) as usize]) * self.deviation
     }
 }
 
@@ -306,7 +306,7 @@ fn normal_host(args: &mut Args<'_, f32>) {
                 let c = [blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32), [p.tensor; LANES], [PARAMETERS; LANES]];
                 let words = philox_lanes(c, p.key());
                 for (i, x) in out.iter_mut().enumerate() {
-                    *x = quantile(table, words[i % 4][i / 4]) * p.std;
+                    *x = quantile(table, words[i % 4][i / 4]) * p.deviation;
                 }
             }
         });
@@ -358,7 +358,7 @@ fn normal_cases() -> Vec<Case> {
                 seed_low: 0x1234_5678,
                 seed_high: 0x9abc_def0,
                 tensor: 3,
-                std: twelve_bits(0.02),
+                deviation: twelve_bits(0.02),
             };
             Case {
                 label: format!("{rows}x{cols} from {first}"),
