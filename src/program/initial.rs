@@ -303,7 +303,12 @@ fn normal_host(args: &mut Args<'_, f32>) {
             for (run, out) in runs.by_ref().enumerate() {
                 let block = first / 4 + (run * LANES) as u64;
                 let blocks: [u64; LANES] = std::array::from_fn(|i| block + i as u64);
-                let c = [blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32), [p.tensor; LANES], [PARAMETERS; LANES]];
+                let c = [
+                    blocks.map(|b| b as u32),
+                    blocks.map(|b| (b >> 32) as u32),
+                    [p.tensor; LANES],
+                    [PARAMETERS; LANES],
+                ];
                 let words = philox_lanes(c, p.key());
                 for (i, x) in out.iter_mut().enumerate() {
                     *x = quantile(table, words[i % 4][i / 4]) * p.deviation;
