@@ -8,6 +8,7 @@ mod train;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use crate::train::conformance::tiny;
 use clap::{CommandFactory, FromArgMatches};
 
 /// Trains transformers on an emulated wafer-scale engine.
@@ -25,7 +26,7 @@ enum Verb {
     /// Write text with a trained model
     Generate(generate::Args),
     /// Hold every program against the f64 oracle on a device of this machine
-    Check(check::Args),
+    Check(check::Check),
     /// List the devices of this machine
     Devices(devices::Args),
 }
@@ -79,7 +80,7 @@ impl Cli {
         match self.verb {
             Verb::Train(args) => train::run(args),
             Verb::Generate(args) => generate::run(&args),
-            Verb::Check(args) => check::run(&args),
+            Verb::Check(args) => check::run(&args, &|device| Ok(tiny::step(device)?)),
             Verb::Devices(args) => devices::run(&args),
         }
     }

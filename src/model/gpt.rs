@@ -29,7 +29,9 @@ pub struct Gpt {
     shape: Shape,
     kept: bool,
     acts: Activations,
-    /// One over the number of targets that count in this step.
+    /// Micro-batches that were loaded.
+    loaded: usize,
+    /// One over the number of targets that count in them.
     scale: f32,
 }
 
@@ -43,7 +45,7 @@ impl Gpt {
         let acts = Activations::new(device, &config, &shape, kept)?;
         let positions: Vec<u32> = (0..shape.rows()).map(|r| (r % shape.seq_len) as u32).collect();
         device.upload(&acts.positions.0.all(), &positions)?;
-        let mut gpt = Gpt { config, table, shape, kept, acts, scale: 0.0 };
+        let mut gpt = Gpt { config, table, shape, kept, acts, loaded: 0, scale: 0.0 };
         fill(device, &mut gpt.acts.positions.1, &positions)?;
         Ok(gpt)
     }
@@ -94,15 +96,16 @@ impl Gpt {
         std::iter::once(Visit::Embed).chain(layers).chain([Visit::Head]).collect()
     }
 
-    /// Uploads the micro-batches of a step.
+    /// Uploads micro-batches: those of a step, or fewer to be evaluated.
     ///
     /// # Errors
     /// What the device says.
     ///
     /// # Panics
-    /// When there are more or fewer micro-batches or rows than the shape says.
+    /// When there are none, or more than the shape says.
     pub fn load(&mut self, device: &Device, batches: &[Micro]) -> Result<()> {
-        assert_eq!(batches.len(), self.shape.micro_batches, "micro-batches of a step");
+        assert!((1..=self.shape.micro_batches).contains(&batches.len()), "{} micro-batches", batches.len());
+        self.loaded = batches.len();
         for (ids, batch) in self.acts.ids.iter_mut().zip(batches) {
             device.upload(&ids.inputs.all(), &batch.inputs)?;
             device.upload(&ids.targets.all(), &batch.targets)?;
@@ -121,8 +124,8 @@ impl Gpt {
     pub fn forward(&self, fabric: &Fabric, store: &mut Store, visit: Visit) -> Result<()> {
         self.begin(store, visit, true)?;
         match visit {
-            Visit::Embed => (0..self.shape.micro_batches).try_for_each(|micro| self.embed(fabric, store, micro)),
-            Visit::Layer(layer) => (0..self.shape.micro_batches)
+            Visit::Embed => (0..self.loaded).try_for_each(|micro| self.embed(fabric, store, micro)),
+            Visit::Layer(layer) => (0..self.loaded)
                 .try_for_each(|micro| self.block(layer, micro).forward(fabric, store, Some(&self.acts.stream[layer + 1][micro]))),
             Visit::Head => unreachable!("the head turns: its forward and backward are one sweep"),
         }
@@ -135,7 +138,7 @@ impl Gpt {
     /// What the device says.
     pub fn turn(&self, fabric: &Fabric, store: &mut Store, scalars: &View, slot: usize, train: bool) -> Result<()> {
         self.begin(store, Visit::Head, false)?;
-        for micro in 0..self.shape.micro_batches {
+        for micro in 0..self.loaded {
             let sweep = Sweep::new(self, micro);
             sweep.forward(fabric, store)?;
             let losses = &self.acts.head.losses;
@@ -157,8 +160,8 @@ impl Gpt {
             self.begin(store, visit, false)?;
         }
         match visit {
-            Visit::Embed => (0..self.shape.micro_batches).try_for_each(|micro| self.embed_backward(fabric, store, micro)),
-            Visit::Layer(layer) => (0..self.shape.micro_batches).try_for_each(|micro| {
+            Visit::Embed => (0..self.loaded).try_for_each(|micro| self.embed_backward(fabric, store, micro)),
+            Visit::Layer(layer) => (0..self.loaded).try_for_each(|micro| {
                 let block = self.block(layer, micro);
                 if !self.kept {
                     block.forward(fabric, store, None)?;

@@ -7,6 +7,7 @@
 mod canary;
 mod schedules;
 mod step;
+pub mod tiny;
 
 pub use canary::Canary;
 pub use schedules::{Play, compare_schedules, plays, same_bits};

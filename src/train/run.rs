@@ -10,7 +10,7 @@ use super::folder::{Folder, FolderError};
 use super::generate::SamplingError;
 use super::rates::Rates;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
-use crate::data::{Batch, Batches, Corpus, DataError, Order, Shape};
+use crate::data::{Batch, Batches, Corpus, DataError, Shape};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Finish, Observer, ReportError, Start, StepLine, device};
@@ -145,16 +145,14 @@ fn steps(
     Ok(summary)
 }
 
-/// Mean loss over the first `most` micro-batches of the validation text, rounded up to whole steps.
+/// Mean loss over at most `most` micro-batches of the validation text, and at most one pass.
 fn evaluate(trainer: &mut Trainer, shape: Shape, tokens: &[u32], most: usize) -> Result<f64, TrainError> {
-    let batches = Batches::new(tokens, shape, Order::Sequential, 0);
-    let steps = batches.pass().min(most).div_ceil(shape.grad_accum);
-    let mut sum = 0.0;
-    for step in 0..steps {
-        let micro: Vec<Micro> = (0..shape.grad_accum).map(|m| batches.batch(step as u64, m).into()).collect();
-        sum += trainer.evaluate(&micro)? as f64;
+    let (mut sum, mut count) = (0.0, 0.0);
+    for batch in Batches::evaluation(tokens, shape, most) {
+        sum += trainer.evaluate(&[batch.into()])? as f64;
+        count += 1.0;
     }
-    Ok(sum / steps as f64)
+    Ok(sum / count)
 }
 
 impl From<Batch> for Micro {

@@ -120,10 +120,10 @@ impl Trainer {
         let tensors = Gpt::tensors(&config, setup.seed);
         let mut first_slot = vec![0];
         for t in &tensors {
-            first_slot.push(first_slot[first_slot.len() - 1] + grad_norm::slots(t.rows, t.cols));
+            first_slot.push(first_slot[first_slot.len() - 1] + grad_norm::slots(t.rows));
         }
         let slots = first_slot[tensors.len()];
-        let fixed = Activations::bytes(&config, &shape, kept) + 4 * (slots * grad_norm::PARTIAL + SCALARS) as u64;
+        let fixed = Activations::bytes(&config, &shape, kept) + 4 * (slots * grad_norm::SLOT_FLOATS + SCALARS) as u64;
         let budget = match setup.device_memory {
             Some(allowed) if allowed <= fixed => {
                 return Err(SetupError::TooSmall { needed: fixed, available: allowed, kept });
@@ -137,7 +137,7 @@ impl Trainer {
             model,
             optimizer: setup.optimizer,
             scalars: device.buffer("scalars", Elem::F32, SCALARS)?,
-            partials: device.buffer("gradient partials", Elem::F32, slots * grad_norm::PARTIAL)?,
+            partials: device.buffer("gradient partials", Elem::F32, slots * grad_norm::SLOT_FLOATS)?,
             first_slot,
             fabric: Fabric::new(device, setup.schedule, setup.wafer),
         })
@@ -249,11 +249,10 @@ impl Trainer {
     fn stats(&mut self, visit: Visit) -> Result<(), StoreError> {
         let owned: Vec<usize> = self.model.table().owned(visit).collect();
         for tensor in owned {
-            let cols = self.store.tensors()[tensor].cols;
             for panel in self.store.panels(tensor) {
                 self.store.begin_operation();
                 let gradient = self.store.whole_gradient(tensor, panel)?;
-                let slot = self.first_slot[tensor] + grad_norm::slots(panel.first_row, cols);
+                let slot = self.first_slot[tensor] + grad_norm::slots(panel.first_row);
                 grad_norm::partial(self.fabric.device(), &gradient, &self.partials.all(), slot)?;
             }
         }
