@@ -2,6 +2,15 @@
 
 mod rig;
 
+mod device {
+    mod errors;
+    mod fixture;
+    mod order;
+    mod portable;
+    mod sram;
+    mod trusted;
+}
+
 mod program {
     mod adamw;
     mod attention;

@@ -402,3 +402,28 @@ fn read_back(limits: &wgpu::Limits) -> Limits {
         threads: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Backend, Device, Elem};
+
+    /// Calls on a lost device are silent in wgpu; here no number may come back from one.
+    #[test]
+    fn a_lost_device_is_a_typed_error() {
+        let Ok(device) = Device::open("gpu", 0).or_else(|_| Device::open("software", 0)) else {
+            eprintln!("NOT RUN on an adapter: a_lost_device_is_a_typed_error");
+            return;
+        };
+        let buffer = device.buffer("kept", Elem::U32, 64).expect("room for a small buffer");
+        device.upload(&buffer.all(), &[7; 64]).expect("the device is there");
+        if let Backend::Gpu(gpu) = &device.0.backend {
+            gpu.compiler.device.destroy();
+        }
+        let lost = |result: Result<()>| assert!(matches!(result, Err(DeviceError::Lost { .. })), "{result:?}");
+        lost(device.download_ids(&buffer.all()).map(|_| ()));
+        lost(device.upload(&buffer.all(), &[8; 64]));
+        lost(device.wait());
+        lost(device.buffer("new", Elem::U32, 64).map(|_| ()));
+    }
+}

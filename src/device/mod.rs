@@ -13,7 +13,7 @@ mod kernel;
 mod native;
 mod shader;
 
-pub use adapter::{AdapterInfo, Choice, list};
+pub use adapter::{AdapterInfo, list};
 pub use buffer::{Buffer, Elem, Transfer, View};
 pub use counters::Counters;
 pub use error::DeviceError;
@@ -23,6 +23,7 @@ pub use kernel::{
 pub use native::Real;
 pub use shader::{SramUse, expand, workgroup_bytes};
 
+use adapter::Choice;
 use buffer::{Inner, Storage};
 use counters::Account;
 use std::sync::Arc;
