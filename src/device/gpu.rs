@@ -165,7 +165,7 @@ impl Gpu {
                 to,
                 bytes,
             );
-            recorder.note("upload");
+            recorder.note("upload", 1);
         }
         self.submit_if_long(&mut recorder)
     }
@@ -210,7 +210,7 @@ impl Gpu {
             let bytes = CHUNK.min(len * 4 - start);
             let buffer = recorder.downloads.take(device, &self.faults, bytes)?;
             recorder.encoder(device).copy_buffer_to_buffer(source, from + start as u64, &buffer, 0, bytes as u64);
-            recorder.note("download");
+            recorder.note("download", 1);
             pieces.push(buffer);
         }
         self.submit(&mut recorder)?;
@@ -229,7 +229,9 @@ impl Gpu {
         let mut recorder = self.recorder();
         let recorder = &mut *recorder;
         recorder.forget(&self.gone);
+        let known = recorder.pipelines.len();
         let pipeline = recorder.pipelines.get(&self.compiler, launch.kernel, launch.variant, limits)?;
+        let fresh = recorder.pipelines.len() > known;
         let group = recorder.groups.get(&self.compiler, &pipeline, launch, &buffers)?;
         recorder.open_pass(&self.compiler.device);
         if let Some(pass) = &mut recorder.pass {
@@ -244,8 +246,9 @@ impl Gpu {
             pass.dispatch_workgroups(x, y, 1);
         }
         recorder.set = Some((pipeline, group));
-        recorder.note(name);
-        self.submit_if_long(recorder)
+        recorder.note(name, 1);
+        // Some drivers finish a pipeline when it first runs: let this one do so while the next program is translated.
+        if fresh { self.submit(recorder) } else { self.submit_if_long(recorder) }
     }
 
     /// Queues a block copy: one copy where the block is contiguous in both buffers, else one for each row.
@@ -261,7 +264,7 @@ impl Gpu {
             let to = (t.target_offset + row * t.target_stride) as u64 * 4;
             encoder.copy_buffer_to_buffer(source, from, target, to, cols as u64 * 4);
         }
-        recorder.note("exchange");
+        recorder.note("exchange", rows as u32);
         self.submit_if_long(&mut recorder)
     }
 
@@ -361,8 +364,8 @@ impl Recorder {
         }
     }
 
-    fn note(&mut self, name: &'static str) {
-        self.commands += 1;
+    fn note(&mut self, name: &'static str, commands: u32) {
+        self.commands += commands;
         if !self.names.contains(&name) {
             self.names.push(name);
         }

@@ -131,6 +131,21 @@ fn contracts_are_held_alike_by_every_device() {
         if device.class() != Class::Native {
             refused(step(&device, &STEP, 1, &foreign, &y), "another device");
         }
+        let moved = |target: &gaufre::device::Buffer, rows: usize| {
+            device.exchange(&[gaufre::device::Transfer {
+                source: x.clone(),
+                source_offset: 0,
+                source_stride: 16,
+                target: target.clone(),
+                target_offset: 0,
+                target_stride: 16,
+                rows,
+                cols: 16,
+            }])
+        };
+        refused(moved(&x, 1), "within one buffer");
+        refused(moved(&floats, 1), "between types");
+        refused(moved(&y, 9), "leaves its buffers");
         step(&device, &STEP, 1, &x, &y).expect("the device goes on after refused launches");
         assert!(device.download_ids(&y.all()).is_ok());
     }
@@ -146,6 +161,13 @@ fn names_that_no_device_has_list_what_is_there() {
             }
             other => panic!("{name}: {other:?}"),
         }
+    }
+    if let Some(adapter) = rig::adapter("names") {
+        let listed = gaufre::device::list();
+        let found = listed.iter().find(|a| adapter.name().starts_with(&a.name)).expect("the adapter is listed");
+        assert!(!found.limits.is_empty() && !found.features.is_empty() && !found.driver.is_empty());
+        let by_name = Device::open(&format!("gpu:{}", found.name.to_uppercase()), 0).unwrap();
+        assert_eq!(by_name.name(), adapter.name());
     }
     let auto = Device::open("auto", 2).unwrap();
     assert!(auto.why().starts_with("auto: ") && auto.why().ends_with(auto.name()), "{}", auto.why());
