@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::adapter::Found;
 use super::buffer::{Buffer, Storage, Transfer, View};
 use super::kernel::{Kernel, Launch, Variant};
-use super::{DEFAULT_TILE_SRAM, DeviceError, Limits, Result};
+use super::{DEFAULT_TILE_SRAM, DeviceError, Limits, MAX_WORDS, Result};
 use faults::Faults;
 use pipeline::{BindGroups, Compiler, Pipelines};
 use staging::{CHUNK, CHUNKS, Downloads, Uploads};
@@ -26,8 +26,8 @@ use staging::{CHUNK, CHUNKS, Downloads, Uploads};
 const BATCH: u32 = 256;
 /// Submissions that may be under way: recording waits for the oldest beyond that, which bounds the memory of commands.
 const IN_FLIGHT: usize = 4;
-/// Parameter words, the implicit first one included.
-const WORDS: usize = 32;
+/// Words passed at a launch: `groups` and the parameters.
+const WORDS: usize = 1 + MAX_WORDS;
 
 /// Memory of one buffer on an adapter.
 pub struct GpuBuffer {

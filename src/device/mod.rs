@@ -34,6 +34,9 @@ pub type Result<T> = std::result::Result<T, DeviceError>;
 /// SRAM of a WSE-2 tile: what a program may hold on a tile unless a wafer of another kind is asked for.
 pub const DEFAULT_TILE_SRAM: u32 = 48 * 1024;
 
+/// Parameter words of a kernel, beside `groups`: 128 bytes in all, which every adapter passes.
+pub const MAX_WORDS: usize = 31;
+
 /// What a device can do, read back from it.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -361,6 +364,9 @@ fn check_launch(launch: &Launch<'_>, limits: &Limits) -> Result<()> {
     }
     if launch.params.len() != kernel.params.len() {
         return fail(format!("{} words for {} parameters", launch.params.len(), kernel.params.len()));
+    }
+    if kernel.params.len() > MAX_WORDS {
+        return fail(format!("{} parameter words, at most {MAX_WORDS} are passed", kernel.params.len()));
     }
     for (view, binding) in launch.views.iter().zip(kernel.bindings) {
         if view.buffer.elem() != binding.lane.elem() {

@@ -2,7 +2,9 @@
 
 use super::fixture::{STEP, filled, step, words};
 use crate::rig;
-use gaufre::device::{Class, Device, DeviceError, Elem, Kernel, Variant};
+use gaufre::device::{
+    ALL_CLASSES, Buffer, Class, Device, DeviceError, Elem, Kernel, Launch, MAX_WORDS, Transfer, Variant, View, Word,
+};
 
 /// [`STEP`] with its text edited.
 fn edited(from: &str, to: &str) -> &'static Kernel {
@@ -82,8 +84,7 @@ fn expect_sram(result: Result<(), DeviceError>, at_most: u64) {
 #[test]
 fn workgroups_larger_than_the_adapter_takes_are_refused() {
     let Some(device) = rig::adapter("invocations") else { return };
-    static HUGE: [Variant; 1] =
-        [Variant { name: "huge", classes: gaufre::device::ALL_CLASSES, constants: &[("WG", 8192)] }];
+    static HUGE: [Variant; 1] = [Variant { name: "huge", classes: ALL_CLASSES, constants: &[("WG", 8192)] }];
     let kernel = Box::leak(Box::new(Kernel { variants: &HUGE, ..STEP.copy() }));
     match launched(&device, kernel) {
         Err(DeviceError::Sram { program, needed, .. }) => {
@@ -115,9 +116,9 @@ fn contracts_are_held_alike_by_every_device() {
         };
         // One buffer read and written in a launch, even where the ranges are apart.
         refused(step(&device, &STEP, 1, &x, &x), "a second time");
-        let launch = |views: &[gaufre::device::View], params: &[u32]| {
+        let launch = |views: &[View], params: &[u32]| {
             let variant = STEP.variant(device.class());
-            device.launch(&gaufre::device::Launch { kernel: &STEP, variant, groups: 1, params, views })
+            device.launch(&Launch { kernel: &STEP, variant, groups: 1, params, views })
         };
         refused(launch(&[x.view(0, 64), x.view(64, 64)], &[64, 1]), "a second time");
         refused(launch(&[x.all()], &[64, 1]), "1 views");
@@ -131,8 +132,13 @@ fn contracts_are_held_alike_by_every_device() {
         if device.class() != Class::Native {
             refused(step(&device, &STEP, 1, &foreign, &y), "another device");
         }
-        let moved = |target: &gaufre::device::Buffer, rows: usize| {
-            device.exchange(&[gaufre::device::Transfer {
+        static WORDS: [(&str, Word); MAX_WORDS + 1] = [("word", Word::U32); MAX_WORDS + 1];
+        let wide: &'static Kernel = Box::leak(Box::new(Kernel { params: &WORDS, ..STEP.copy() }));
+        let (variant, params, views) = (wide.variant(device.class()), [1; MAX_WORDS + 1], [x.all(), y.all()]);
+        let launch = Launch { kernel: wide, variant, groups: 1, params: &params, views: &views };
+        refused(device.launch(&launch), "32 parameter words");
+        let moved = |target: &Buffer, rows: usize| {
+            device.exchange(&[Transfer {
                 source: x.clone(),
                 source_offset: 0,
                 source_stride: 16,

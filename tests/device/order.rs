@@ -2,7 +2,7 @@
 
 use super::fixture::{STEP, filled, step, words};
 use crate::rig;
-use gaufre::device::{Elem, Transfer};
+use gaufre::device::{Buffer, Elem, Transfer};
 
 #[test]
 fn uploads_come_back_at_any_offset_and_length() {
@@ -104,10 +104,10 @@ fn the_device_counts_what_it_did() {
 
 #[expect(clippy::too_many_arguments, reason = "a block is two places and a size")]
 fn block(
-    source: &gaufre::device::Buffer,
+    source: &Buffer,
     source_offset: usize,
     source_stride: usize,
-    target: &gaufre::device::Buffer,
+    target: &Buffer,
     target_offset: usize,
     target_stride: usize,
     rows: usize,
