@@ -8,6 +8,15 @@ mod canary;
 mod rig;
 mod training;
 
+mod device {
+    mod errors;
+    mod fixture;
+    mod order;
+    mod portable;
+    mod sram;
+    mod trusted;
+}
+
 mod program {
     mod adamw;
     mod attention;

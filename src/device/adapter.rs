@@ -27,7 +27,7 @@ pub enum Choice {
     /// The f64 oracle.
     Oracle,
     /// An adapter.
-    Adapter(Found),
+    Adapter(Box<Found>),
 }
 
 /// An adapter that can be opened.
@@ -82,7 +82,7 @@ pub fn choose(name: &str) -> Result<(Choice, String), DeviceError> {
             return Ok(match take(adapters(), &Found::is_hardware) {
                 Ok(found) => {
                     let reason = format!("auto: a {} answers", kind(found.info.device_type));
-                    (Choice::Adapter(found), reason)
+                    (Choice::Adapter(Box::new(found)), reason)
                 }
                 Err(_) => (Choice::Host, "auto: no hardware adapter answers".into()),
             });
@@ -95,7 +95,7 @@ pub fn choose(name: &str) -> Result<(Choice, String), DeviceError> {
             take(adapters(), &|f| f.info.name.to_lowercase().contains(&part))?
         }
     };
-    Ok((Choice::Adapter(found), asked()))
+    Ok((Choice::Adapter(Box::new(found)), asked()))
 }
 
 /// Every adapter that answers, in the order in which names choose.

@@ -13,7 +13,7 @@ mod kernel;
 mod native;
 mod shader;
 
-pub use adapter::{AdapterInfo, Choice, list};
+pub use adapter::{AdapterInfo, list};
 pub use buffer::{Buffer, Elem, Transfer, View};
 pub use counters::Counters;
 pub use error::DeviceError;
@@ -23,6 +23,7 @@ pub use kernel::{
 pub use native::Real;
 pub use shader::{SramUse, expand, workgroup_bytes};
 
+use adapter::Choice;
 use buffer::{Inner, Storage};
 use counters::Account;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ pub type Result<T> = std::result::Result<T, DeviceError>;
 
 /// SRAM of a WSE-2 tile: what a program may hold on a tile unless a wafer of another kind is asked for.
 pub const DEFAULT_TILE_SRAM: u32 = 48 * 1024;
+
+/// Parameter words of a kernel, beside `groups`: 128 bytes in all, which every adapter passes.
+pub const MAX_WORDS: usize = 31;
 
 /// What a device can do, read back from it.
 #[derive(Clone, Debug)]
@@ -365,6 +369,9 @@ fn check_launch(launch: &Launch<'_>, limits: &Limits) -> Result<()> {
     }
     if launch.params.len() != kernel.params.len() {
         return fail(format!("{} words for {} parameters", launch.params.len(), kernel.params.len()));
+    }
+    if kernel.params.len() > MAX_WORDS {
+        return fail(format!("{} parameter words, at most {MAX_WORDS} are passed", kernel.params.len()));
     }
     for (view, binding) in launch.views.iter().zip(kernel.bindings) {
         if view.buffer.elem() != binding.lane.elem() {

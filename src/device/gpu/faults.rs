@@ -31,11 +31,8 @@ impl Faults {
         }));
         let sink = faults.clone();
         device.set_device_lost_callback(move |reason, text| {
-            // Said of every device that is closed in order, too.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                sink.stored().lost.get_or_insert(text);
-                sink.any.store(true, Ordering::Release);
-            }
+            sink.stored().lost.get_or_insert(format!("{reason:?} {text}"));
+            sink.any.store(true, Ordering::Release);
         });
         faults
     }
@@ -76,10 +73,12 @@ impl Faults {
         for scope in scopes.into_iter().rev() {
             caught = pollster::block_on(scope.pop()).or(caught);
         }
-        match caught {
-            Some(error) => Err(fail(error)),
-            None => self.check().map(|()| value),
+        if caught.is_some() {
+            // What fails first on a lost device is often a mere consequence; the loss itself is told by a poll.
+            let _ = device.poll(wgpu::PollType::Poll);
         }
+        self.check()?;
+        caught.map_or(Ok(value), |error| Err(fail(error)))
     }
 
     fn stored(&self) -> MutexGuard<'_, Stored> {

@@ -33,6 +33,12 @@ pub struct Compiler {
 pub struct Pipelines(HashMap<(usize, usize), Arc<Pipeline>>);
 
 impl Pipelines {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The pipeline of a kernel in a variant, compiled where it is not there yet.
     pub fn get(
         &mut self,
         compiler: &Compiler,
