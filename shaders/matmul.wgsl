@@ -169,7 +169,7 @@ fn tile(group: u32, lane: u32) {
 //# else
 // Each invocation owns all TM rows of QUADS quads of columns, in named accumulators, and nothing is shared: on an adapter
 // that runs lanes as the elements of vectors, A is then read once for all lanes, and there is no barrier. Where k runs
-// along A, the zeros of its padding columns end the contraction; where it runs across, rows beyond the depth do.
+// along A, four of k are taken at a time, and the zeros of A's padding columns end the contraction.
 
 fn tile(group: u32, lane: u32) {
     let at = place(group);
@@ -208,26 +208,11 @@ fn tile(group: u32, lane: u32) {
 //# end
 //# end
     }
+//# if A_ALONG
     let last = at.depth - 1u;
     for (var k = 0u; k < at.depth; k += 4u) {
-//# if A_ALONG
 //# repeat r 0..TM
         let x_${r} = a[a_${r} + k / 4u];
-//# end
-//# else
-//# repeat t 0..4
-        let across_${t} = min(k + ${t}u, last) * a_stride;
-        let valid_${t} = k + ${t}u < at.depth;
-//# repeat g 0..TM_QUADS
-        let y_${g}_${t} = select(vec4<f32>(), a[a_${g} + across_${t}], valid_${t});
-//# end
-//# end
-//# repeat g 0..TM_QUADS
-        let x_${4*g} = vec4<f32>(y_${g}_0.x, y_${g}_1.x, y_${g}_2.x, y_${g}_3.x);
-        let x_${4*g+1} = vec4<f32>(y_${g}_0.y, y_${g}_1.y, y_${g}_2.y, y_${g}_3.y);
-        let x_${4*g+2} = vec4<f32>(y_${g}_0.z, y_${g}_1.z, y_${g}_2.z, y_${g}_3.z);
-        let x_${4*g+3} = vec4<f32>(y_${g}_0.w, y_${g}_1.w, y_${g}_2.w, y_${g}_3.w);
-//# end
 //# end
 //# repeat q 0..QUADS
 //# if B_ALONG
@@ -251,6 +236,22 @@ fn tile(group: u32, lane: u32) {
 //# end
 //# end
     }
+//# else
+    for (var k = 0u; k < at.depth; k++) {
+//# repeat g 0..TM_QUADS
+        let x_${g} = a[a_${g} + k * a_stride];
+//# end
+//# repeat q 0..QUADS
+        let z_${q} = b[b_${q} + k * b_stride];
+//# repeat g 0..TM_QUADS
+        sum_${4*g}_${q} = fma(vec4<f32>(x_${g}.x), z_${q}, sum_${4*g}_${q});
+        sum_${4*g+1}_${q} = fma(vec4<f32>(x_${g}.y), z_${q}, sum_${4*g+1}_${q});
+        sum_${4*g+2}_${q} = fma(vec4<f32>(x_${g}.z), z_${q}, sum_${4*g+2}_${q});
+        sum_${4*g+3}_${q} = fma(vec4<f32>(x_${g}.w), z_${q}, sum_${4*g+3}_${q});
+//# end
+//# end
+    }
+//# end
 //# repeat q 0..QUADS
     if (first + ${q}u < at.quads) {
         let bias = bias_of(at, first + ${q}u);

@@ -192,7 +192,7 @@ impl Form {
         }
     }
 
-    /// M, N and K of a product of `a` and `b`, each as (rows, columns), and K as B has it.
+    /// M, N and K (as A and as B have it) of a product of `a` and `b`, given as (rows, columns).
     fn shape(self, a: (usize, usize), b: (usize, usize)) -> (usize, usize, [usize; 2]) {
         match self {
             Form::NT => (a.0, b.0, [a.1, b.1]),
@@ -235,7 +235,8 @@ impl<'a> Tiled<'a> {
             && extent(m.c) == (rows, cols)
             && m.bias.is_none_or(|bias| extent(bias) == (1, cols));
         let sliced = |x: &Matrix| {
-            x.offset % 8 == 0 && (x.cols % 8 == 0 || x.offset % x.stride + x.cols.next_multiple_of(8) == x.stride)
+            x.offset.is_multiple_of(8)
+                && (x.cols.is_multiple_of(8) || x.offset % x.stride + x.cols.next_multiple_of(8) == x.stride)
         };
         if !fits || ![m.a, m.b, m.c].into_iter().chain(m.bias).all(sliced) {
             return Err(DeviceError::Usage(format!("operands of a product do not fit: {m:?}")));
