@@ -1,6 +1,6 @@
 // C = A B^T, A B or A^T B: one accumulator per element, k ascending, explicit fma, so that neither the tile's shape, nor the
-// grid, nor a cut of the contraction into steps or panels can change a bit. A launch runs steps p.first .. p.last: it
-// starts from C or from zero at step 0, else from the saved state, and ends by saving the state or by storing C.
+// grid, nor a cut of the contraction into steps or panels can change a bit. A launch runs steps p.first .. p.last; between
+// launches the tile's block of C holds its sums.
 //
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/matmul.rs. A_ALONG and B_ALONG
 // say in which operands k runs along rows; where it does not, it runs across them, one row for each k.
@@ -14,8 +14,6 @@ struct Place {
     rows: u32,
     cols: u32,
     quads: u32,
-    // First quad of the tile's state.
-    state: u32,
     // Depth of this launch.
     depth: u32,
     // First quad of the bias.
@@ -34,37 +32,27 @@ fn place(group: u32) -> Place {
     at.rows = min(TM, p.m - i * TM);
     at.cols = p.n - j * TN;
     at.quads = (p.c_cols - j * TN) / 4u;
-    at.state = group * (TM * TN / 4u);
     at.depth = min(p.last * KB, p.k) - p.first * KB;
     at.bias = (p.bias_base + j * TN) / 4u;
     return at;
 }
 
-// What an accumulator holds before step p.first.
-fn start(at: Place, row: u32, quad: u32) -> vec4<f32> {
-    if (p.first > 0u) {
-        return state[at.state + row * (TN / 4u) + quad];
-    }
-    if (p.accumulate == 1u && row < at.rows && quad < at.quads) {
-        return c[at.c + row * (p.c_stride / 4u) + quad];
+// Whether the tile starts from what its block of C holds: the saved sums of earlier steps, or what is to be added to.
+fn starts_from_c() -> bool {
+    return p.first > 0u || p.accumulate == 1u;
+}
+
+// The bias of a quad of columns, at the last step; zero before it and where there is none.
+fn bias_of(at: Place, quad: u32) -> vec4<f32> {
+    if (p.bias == 1u && p.last == p.steps) {
+        return row_bias[at.bias + min(quad, at.quads - 1u)];
     }
     return vec4<f32>();
 }
 
-// Saves an accumulator, or stores it: bias added once, at the end, and zeros in the padding columns.
-fn finish(at: Place, row: u32, quad: u32, sum: vec4<f32>) {
-    if (p.last < p.steps) {
-        state[at.state + row * (TN / 4u) + quad] = sum;
-        return;
-    }
-    if (row < at.rows && quad < at.quads) {
-        var value = sum;
-        if (p.bias == 1u) {
-            value += row_bias[at.bias + quad];
-        }
-        let col = vec4<u32>(quad * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-        c[at.c + row * (p.c_stride / 4u) + quad] = select(vec4<f32>(), value, col < vec4<u32>(at.cols));
-    }
+// Which columns of a quad are not padding.
+fn real(at: Place, quad: u32) -> vec4<bool> {
+    return vec4<u32>(quad * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(at.cols);
 }
 
 //# if SHARED
@@ -131,11 +119,20 @@ fn tile(group: u32, lane: u32) {
     let at = place(group);
     let row = lane / 8u * 8u;
     let quad = lane % 8u * 2u;
+    let c_stride = p.c_stride / 4u;
 //# repeat r 0..8
 //# repeat q 0..2
-    var sum_${r}_${q} = start(at, row + ${r}u, quad + ${q}u);
+    var sum_${r}_${q} = vec4<f32>();
 //# end
 //# end
+    if (starts_from_c()) {
+//# repeat r 0..8
+        let c_${r} = at.c + min(row + ${r}u, at.rows - 1u) * c_stride;
+//# repeat q 0..2
+        sum_${r}_${q} = c[c_${r} + min(quad + ${q}u, at.quads - 1u)];
+//# end
+//# end
+    }
     for (var k = 0u; k < at.depth; k += DEPTH) {
         load_a(at, k, lane);
         load_b(at, k, lane);
@@ -157,16 +154,22 @@ fn tile(group: u32, lane: u32) {
         }
         workgroupBarrier();
     }
-//# repeat r 0..8
 //# repeat q 0..2
-    finish(at, row + ${r}u, quad + ${q}u, sum_${r}_${q});
+    if (quad + ${q}u < at.quads) {
+        let bias = bias_of(at, quad + ${q}u);
+        let mask = real(at, quad + ${q}u);
+//# repeat r 0..8
+        if (row + ${r}u < at.rows) {
+            c[at.c + (row + ${r}u) * c_stride + quad + ${q}u] = select(vec4<f32>(), sum_${r}_${q} + bias, mask);
+        }
 //# end
+    }
 //# end
 }
 //# else
 // Each invocation owns all TM rows of QUADS quads of columns, in named accumulators, and nothing is shared: on an adapter
 // that runs lanes as the elements of vectors, A is then read once for all lanes, and there is no barrier. Where k runs
-// along A, the zeros of its padding columns end the contraction; where it runs across, rows beyond the depth do.
+// along A, four of k are taken at a time, and the zeros of A's padding columns end the contraction.
 
 fn tile(group: u32, lane: u32) {
     let at = place(group);
@@ -191,31 +194,25 @@ fn tile(group: u32, lane: u32) {
     let a_${g} = at.a + min(${g}u, (at.rows - 1u) / 4u);
 //# end
 //# end
+    let c_stride = p.c_stride / 4u;
 //# repeat r 0..TM
 //# repeat q 0..QUADS
-    var sum_${r}_${q} = start(at, ${r}u, first + ${q}u);
+    var sum_${r}_${q} = vec4<f32>();
 //# end
 //# end
+    if (starts_from_c()) {
+//# repeat r 0..TM
+        let c_${r} = at.c + min(${r}u, at.rows - 1u) * c_stride;
+//# repeat q 0..QUADS
+        sum_${r}_${q} = c[c_${r} + min(first + ${q}u, at.quads - 1u)];
+//# end
+//# end
+    }
+//# if A_ALONG
     let last = at.depth - 1u;
     for (var k = 0u; k < at.depth; k += 4u) {
-//# if A_ALONG
 //# repeat r 0..TM
         let x_${r} = a[a_${r} + k / 4u];
-//# end
-//# else
-//# repeat t 0..4
-        let across_${t} = min(k + ${t}u, last) * a_stride;
-        let valid_${t} = k + ${t}u < at.depth;
-//# repeat g 0..TM_QUADS
-        let y_${g}_${t} = select(vec4<f32>(), a[a_${g} + across_${t}], valid_${t});
-//# end
-//# end
-//# repeat g 0..TM_QUADS
-        let x_${4*g} = vec4<f32>(y_${g}_0.x, y_${g}_1.x, y_${g}_2.x, y_${g}_3.x);
-        let x_${4*g+1} = vec4<f32>(y_${g}_0.y, y_${g}_1.y, y_${g}_2.y, y_${g}_3.y);
-        let x_${4*g+2} = vec4<f32>(y_${g}_0.z, y_${g}_1.z, y_${g}_2.z, y_${g}_3.z);
-        let x_${4*g+3} = vec4<f32>(y_${g}_0.w, y_${g}_1.w, y_${g}_2.w, y_${g}_3.w);
-//# end
 //# end
 //# repeat q 0..QUADS
 //# if B_ALONG
@@ -239,10 +236,32 @@ fn tile(group: u32, lane: u32) {
 //# end
 //# end
     }
-//# repeat r 0..TM
-//# repeat q 0..QUADS
-    finish(at, ${r}u, first + ${q}u, sum_${r}_${q});
+//# else
+    for (var k = 0u; k < at.depth; k++) {
+//# repeat g 0..TM_QUADS
+        let x_${g} = a[a_${g} + k * a_stride];
 //# end
+//# repeat q 0..QUADS
+        let z_${q} = b[b_${q} + k * b_stride];
+//# repeat g 0..TM_QUADS
+        sum_${4*g}_${q} = fma(vec4<f32>(x_${g}.x), z_${q}, sum_${4*g}_${q});
+        sum_${4*g+1}_${q} = fma(vec4<f32>(x_${g}.y), z_${q}, sum_${4*g+1}_${q});
+        sum_${4*g+2}_${q} = fma(vec4<f32>(x_${g}.z), z_${q}, sum_${4*g+2}_${q});
+        sum_${4*g+3}_${q} = fma(vec4<f32>(x_${g}.w), z_${q}, sum_${4*g+3}_${q});
+//# end
+//# end
+    }
+//# end
+//# repeat q 0..QUADS
+    if (first + ${q}u < at.quads) {
+        let bias = bias_of(at, first + ${q}u);
+        let mask = real(at, first + ${q}u);
+//# repeat r 0..TM
+        if (${r}u < at.rows) {
+            c[at.c + ${r}u * c_stride + first + ${q}u] = select(vec4<f32>(), sum_${r}_${q} + bias, mask);
+        }
+//# end
+    }
 //# end
 }
 //# end

@@ -155,11 +155,11 @@ macro_rules! program {
                     read("a", Lane::Vec4),
                     read("b", Lane::Vec4),
                     read("row_bias", Lane::Vec4),
-                    write("state", Lane::Vec4),
                     write("c", Lane::Vec4),
                 ],
                 params: MatmulParams::FIELDS,
                 variants: variants!($a_along, $b_along),
+                // Accumulators, and the block of C that holds them between steps.
                 tile_bytes: |v| 2 * 4 * v.get("TM") * v.get("TN"),
                 reference_f32: reference::product,
                 reference_f64: reference::product,
@@ -175,7 +175,7 @@ macro_rules! program {
 /// The three programs.
 pub static PROGRAMS: [&Program; 3] = [&NT, &NN, &TN];
 
-/// `C = A B^T`: bindings a, b, row_bias, state, c.
+/// `C = A B^T`: bindings a, b, row_bias, c.
 pub static NT: Program = program!("matmul_nt", Form::NT, 1, 1);
 /// `C = A B`: the same bindings.
 pub static NN: Program = program!("matmul_nn", Form::NN, 1, 0);
@@ -192,7 +192,7 @@ impl Form {
         }
     }
 
-    /// M, N and K of a product of `a` and `b`, each as (rows, columns), and K as B has it.
+    /// M, N and K (as A and as B have it) of a product of `a` and `b`, given as (rows, columns).
     fn shape(self, a: (usize, usize), b: (usize, usize)) -> (usize, usize, [usize; 2]) {
         match self {
             Form::NT => (a.0, b.0, [a.1, b.1]),
@@ -235,7 +235,8 @@ impl<'a> Tiled<'a> {
             && extent(m.c) == (rows, cols)
             && m.bias.is_none_or(|bias| extent(bias) == (1, cols));
         let sliced = |x: &Matrix| {
-            x.offset % 8 == 0 && (x.cols % 8 == 0 || x.offset % x.stride + x.cols.next_multiple_of(8) == x.stride)
+            x.offset.is_multiple_of(8)
+                && (x.cols.is_multiple_of(8) || x.offset % x.stride + x.cols.next_multiple_of(8) == x.stride)
         };
         if !fits || ![m.a, m.b, m.c].into_iter().chain(m.bias).all(sliced) {
             return Err(DeviceError::Usage(format!("operands of a product do not fit: {m:?}")));
@@ -316,8 +317,9 @@ impl Stepwise for Tiled<'_> {
         (rows * cols, cols)
     }
 
+    /// None beside the tile's own block of C, which holds the sums between steps.
     fn state(&self) -> usize {
-        self.get("TM") * self.get("TN")
+        0
     }
 
     fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block> {
@@ -348,7 +350,7 @@ impl Stepwise for Tiled<'_> {
         source: Source<'_>,
         first: u32,
         last: u32,
-        state: &Buffer,
+        _state: &Buffer,
     ) -> Result<()> {
         let mut params = self.params;
         let (groups, a, b) = match source {
@@ -365,7 +367,7 @@ impl Stepwise for Tiled<'_> {
         (params.first, params.last) = (first, last);
         // Without a bias its binding is not read; it must be bound all the same.
         let bias = self.product.bias.map_or_else(|| b.clone(), |bias| bias.view.clone());
-        let views: [View; 5] = [a, b, bias, state.all(), self.product.c.view.clone()];
+        let views: [View; 4] = [a, b, bias, self.product.c.view.clone()];
         device.launch(&Launch {
             kernel: &self.product.form.program().kernel,
             variant: self.variant,
@@ -403,7 +405,7 @@ fn case(form: Form, (m, n, k): (usize, usize, usize), bias: bool, accumulate: bo
         true => Fill::Normal { rows: m, cols: n + 2 * c_offset, stride: c_stride, scale: 1.0, mean: 0.0 },
         false => Fill::Poison { len: m * c_stride },
     };
-    let fills = vec![Fill::matrix(a.0, a.1), Fill::matrix(b.0, b.1), Fill::matrix(1, n), Fill::Poison { len: 64 }, c];
+    let fills = vec![Fill::matrix(a.0, a.1), Fill::matrix(b.0, b.1), Fill::matrix(1, n), c];
     let params = MatmulParams {
         accumulate: accumulate.into(),
         bias: bias.into(),

@@ -7,8 +7,6 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 use super::{MatmulParams, PANEL_ROWS};
 use crate::device::Args;
 
@@ -77,7 +75,7 @@ pub fn product(args: &mut Args<'_, f32>) {
     let (tm, tn, kb) = (get("TM"), get("TN"), get("KB"));
     let (a_along, b_along) = (get("A_ALONG") == 1, get("B_ALONG") == 1);
     let (a, b, bias) = (args.read(0), args.read(1), args.read(2));
-    let (state, c) = (args.write(3), args.write(4));
+    let c = args.write(3);
     // As factors, A is M x K and B is K x N.
     let strides = |along: bool, stride: u32| if along { (stride as usize, 1) } else { (1, stride as usize) };
     let (a_down, a_right) = strides(a_along, p.a_stride);
@@ -86,43 +84,24 @@ pub fn product(args: &mut Args<'_, f32>) {
     let right = |base: usize| Operand { data: &b[base..], down: b_down, right: b_right };
     let bias = (p.bias == 1).then(|| &bias[p.bias_base as usize..]);
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    let threads = rayon::current_num_threads();
     if p.in_place == 1 {
         let c = &mut c[p.c_base as usize..];
         let target = Target::new(c, p.c_stride as usize, m, p.c_cols as usize);
         let (a, b) = (left(p.a_base as usize), right(p.b_base as usize));
         let sum = Sum { depth: k, cols: n, add: p.accumulate == 1, bias, end: true };
-        return sum.share(target, 0, a, b, rayon::current_num_threads());
+        return sum.share(target, 0, a, b, threads);
     }
     let depth = (p.last as usize * kb).min(k) - p.first as usize * kb;
-    let width = p.round_width as usize;
-    let place = |group: usize| {
-        let (y, x) = (group / width, group % width);
-        let (row, col) = ((p.first_row as usize + y) * tm, (p.first_col as usize + x) * tn);
-        (y, x, p.c_base as usize + row * p.c_stride as usize + col, col, tm.min(m - row), tn.min(n - col))
-    };
-    let (c_stride, c_cols) = (p.c_stride as usize, p.c_cols as usize);
-    let before = &*c;
-    state.par_chunks_mut(tm * tn).take(args.groups as usize).enumerate().for_each(|(group, state)| {
-        let (y, x, at, col, rows, cols) = place(group);
-        if p.first == 0 && p.accumulate == 1 {
-            for r in 0..rows {
-                state[r * tn..][..cols].copy_from_slice(&before[at + r * c_stride..][..cols]);
-            }
-        }
-        let base = |tile_y: u32, tile_x: u32, base: u32| base as usize + y * tile_y as usize + x * tile_x as usize;
+    for group in 0..args.groups {
+        let (y, x) = (group / p.round_width, group % p.round_width);
+        let (row, col) = ((p.first_row + y) as usize * tm, (p.first_col + x) as usize * tn);
+        let a = left((p.a_base + y * p.a_tile_y + x * p.a_tile_x) as usize);
+        let b = right((p.b_base + y * p.b_tile_y + x * p.b_tile_x) as usize);
+        let block = &mut c[p.c_base as usize + row * p.c_stride as usize + col..];
+        let target = Target::new(block, p.c_stride as usize, tm.min(m - row), tn.min(p.c_cols as usize - col));
         let add = p.first > 0 || p.accumulate == 1;
-        let sum = Sum { depth, cols: col + cols, add, bias, end: p.last == p.steps };
-        let (a, b) = (left(base(p.a_tile_y, p.a_tile_x, p.a_base)), right(base(p.b_tile_y, p.b_tile_x, p.b_base)));
-        sum.share(Target::new(state, tn, rows, tn.min(c_cols - col)), col, a, b, 1);
-    });
-    if p.last == p.steps {
-        for group in 0..args.groups as usize {
-            let (_, _, at, col, rows, _) = place(group);
-            let cols = tn.min(c_cols - col);
-            for r in 0..rows {
-                c[at + r * c_stride..][..cols].copy_from_slice(&state[group * tm * tn + r * tn..][..cols]);
-            }
-        }
+        Sum { depth, cols: n, add, bias, end: p.last == p.steps }.share(target, col, a, b, threads);
     }
 }
 

@@ -23,7 +23,7 @@ fn tiles<F: Real>(args: &mut Args<'_, F>, of: impl Fn(F) -> F, end: impl Fn(F) -
     let (tm, tn, kb) = (get("TM"), get("TN"), get("KB"));
     let (a_along, b_along) = (get("A_ALONG") == 1, get("B_ALONG") == 1);
     let (a, b, bias) = (args.read(0), args.read(1), args.read(2));
-    let (state, c) = (args.write(3), args.write(4));
+    let c = args.write(3);
     let depth = (p.last as usize * kb).min(p.k as usize) - p.first as usize * kb;
     let at = |stride: u32, along: bool, across: usize, k: usize| {
         if along { across * stride as usize + k } else { k * stride as usize + across }
@@ -39,13 +39,9 @@ fn tiles<F: Real>(args: &mut Args<'_, F>, of: impl Fn(F) -> F, end: impl Fn(F) -
         let padded = tn.min(p.c_cols as usize - j * tn);
         for r in 0..rows {
             let line = p.c_base as usize + (i * tm + r) * p.c_stride as usize + j * tn;
-            let saved = group * tm * tn + r * tn;
-            for (col, sum) in sums[..cols].iter_mut().enumerate() {
-                *sum = match (p.first > 0, p.accumulate == 1) {
-                    (true, _) => state[saved + col],
-                    (false, true) => of(c[line + col]),
-                    (false, false) => F::zero(),
-                };
+            let adds = p.first > 0 || p.accumulate == 1;
+            for (sum, &c) in sums[..cols].iter_mut().zip(&c[line..]) {
+                *sum = if adds { of(c) } else { F::zero() };
             }
             for k in 0..depth {
                 let factor = of(a[at(p.a_stride, a_along, r, k)]);
@@ -53,13 +49,10 @@ fn tiles<F: Real>(args: &mut Args<'_, F>, of: impl Fn(F) -> F, end: impl Fn(F) -
                     *sum = factor.mul_add(of(b[at(p.b_stride, b_along, col, k)]), *sum);
                 }
             }
-            if p.last < p.steps {
-                state[saved..][..cols].copy_from_slice(&sums[..cols]);
-                continue;
-            }
+            let ends = p.last == p.steps;
             for (col, &sum) in sums[..cols].iter().enumerate() {
-                let last = if p.bias == 1 { of(bias[p.bias_base as usize + j * tn + col]) } else { F::zero() };
-                c[line + col] = end(sum + last);
+                let last = if ends && p.bias == 1 { of(bias[p.bias_base as usize + j * tn + col]) } else { F::zero() };
+                c[line + col] = if ends { end(sum + last) } else { sum };
             }
             c[line + cols..line + padded].fill(F::zero());
         }
