@@ -1,6 +1,6 @@
 //! A matrix on a device: rows of floats at an explicit stride. What every program takes; knows no tensor names.
 
-use crate::device::{Buffer, Device, Elem, Result, View};
+use crate::device::{Buffer, Device, DeviceError, Elem, Result, View};
 
 /// `rows x cols` floats in a view, row-major, rows `stride` elements apart, padding columns zero.
 #[derive(Clone, Debug)]
@@ -46,6 +46,23 @@ impl Matrix {
     pub fn columns(&self, first: usize, cols: usize) -> Matrix {
         assert!(first + cols <= self.cols, "columns {first}+{cols} of {self:?}");
         Matrix { offset: self.offset + first, cols, ..self.clone() }
+    }
+
+    /// Offset and row stride in vec4 elements, for programs that take whole rows: a row panel, not a column slice.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] for a column slice, an offset that is no multiple of 4, or a panel that leaves its
+    /// view or the range of `u32`.
+    pub fn row_quads(&self) -> Result<(u32, u32)> {
+        let end = self.offset + self.rows * self.stride;
+        if !self.offset.is_multiple_of(4)
+            || self.stride != Self::stride_for(self.cols)
+            || end > self.view.len
+            || end > u32::MAX as usize
+        {
+            return Err(DeviceError::Usage(format!("{self:?} is not a panel of whole rows aligned to 4 elements")));
+        }
+        Ok(((self.offset / 4) as u32, (self.stride / 4) as u32))
     }
 
     /// Uploads row-major values without padding.
