@@ -5,14 +5,14 @@
 //! w = w (1 - lr decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 //! ```
 //!
-//! What is the same for all elements is computed in f64 on the host and passed as f32. Clip scale and the count of values
-//! that are not finite are read on the device, from the scalars that [`grad_norm`](super::grad_norm) wrote: where the count
-//! is not 0, nothing is written. It must never know which tensors decay: the caller says so.
+//! What is the same for all elements is computed in f64 on the host and passed as f32. Clip scale and the count of
+//! values that are not finite are read on the device, from the scalars that [`grad_norm`](super::grad_norm) wrote:
+//! where the count is not 0, nothing is written. It must never know which tensors decay: the caller says so.
 
 use rayon::prelude::*;
 
 use super::grad_norm::{CLIP_SCALE, NON_FINITE, SCALARS};
-use super::{Case, EPS, Fill, Matrix, Program, launch};
+use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
 use crate::device::{ALL_CLASSES, Args, Device, DeviceError, Kernel, Lane, Real, Result, Variant, View, read, write};
 
 /// Settings of one step.
@@ -155,8 +155,8 @@ impl AdamW {
     }
 }
 
-/// The decimal number that was meant by an f32 setting: 0.999 as f32 is 0.99900001, which would make `1 - beta2` wrong by
-/// 1e-5 of itself.
+/// The decimal number that was meant by an f32 setting: 0.999 as f32 is 0.99900001, which would make `1 - beta2` wrong
+/// by 1e-5 of itself.
 fn decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(x.into())
 }
@@ -199,13 +199,12 @@ const RUN: usize = 1 << 14;
 fn apply_host(args: &mut Args<'_, f32>) {
     let p: AdamWParams = args.params();
     let Some((gradient, w, m, v, clip)) = panel(&p, args) else { return };
-    let arch = pulp::Arch::new();
     let runs = w.par_chunks_mut(RUN).zip(m.par_chunks_mut(RUN)).zip(v.par_chunks_mut(RUN));
     runs.zip(gradient.par_chunks(RUN)).for_each(|(((w, m), v), g)| {
-        arch.dispatch(
+        vector::dispatch(
             #[inline(always)]
             || {
-                for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                for (((w, m), v), &g) in w.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
                     let g = g * clip;
                     *m = p.one_minus_beta1.mul_add(g - *m, *m);
                     *v = (g * g).mul_add(p.one_minus_beta2, p.beta2 * *v);
@@ -217,8 +216,8 @@ fn apply_host(args: &mut Args<'_, f32>) {
     });
 }
 
-/// Roundings of each formula in turn. WGSL's `sqrt` is a division (2.5 ulp) by an inverse root (2 ulp), nine roundings; a
-/// division is five. A second moment may be flushed to zero where it is subnormal.
+/// Roundings of each formula in turn. WGSL's `sqrt` is a division (2.5 ulp) by an inverse root (2 ulp), nine roundings;
+/// a division is five. A second moment may be flushed to zero where it is subnormal.
 fn element_bound(p: &AdamWParams, clip: f64, [w, g, m, v]: [f64; 4]) -> [f64; 3] {
     let [w1, m1, v1] = step(p, clip, [w, g, m, v]);
     let (c1, c2) = (f64::from(p.one_minus_beta1), f64::from(p.one_minus_beta2));

@@ -1,7 +1,7 @@
 //! Softmax cross-entropy over chunks of the vocabulary, so that the logits of a whole row never exist at once.
 //!
-//! For each row: `loss = log(sum_j exp(x_j)) - x_target`. Chunks come left to right; between them a row keeps its running
-//! maximum, its sum of `exp(x - maximum)` and its target's logit (the online softmax of Milakov and Gimelshein,
+//! For each row: `loss = log(sum_j exp(x_j)) - x_target`. Chunks come left to right; between them a row keeps its
+//! running maximum, its sum of `exp(x - maximum)` and its target's logit (the online softmax of Milakov and Gimelshein,
 //! arXiv 1805.02867). On the wafer this is a row all-reduce; fused, a workgroup plays a whole row. A logit that is not
 //! finite, or a target outside of the vocabulary, makes the loss non-finite. It must never know what made the logits.
 
@@ -12,7 +12,8 @@ use crate::device::{Args, Class, Device, DeviceError, Kernel, Lane, Real, Result
 
 /// The target of a row that takes no part: loss 0, gradient 0.
 pub const IGNORE: u32 = u32::MAX;
-/// Elements of a row of state: maximum (after [`finish`]: log of the sum of exponentials), sum, target's logit, padding.
+/// Elements of a row of state: maximum (after [`finish`]: log of the sum of exponentials), sum, target's logit,
+/// padding.
 pub const STATE_STRIDE: usize = 8;
 /// Stands for "no logit yet".
 const NONE: f64 = f32::MIN as f64;
@@ -161,8 +162,8 @@ pub static BACKWARD: Program = Program {
     fault: ("(exp(logits[start + q] - lse) - onehot)", "exp(logits[start + q] - lse)"),
 };
 
-/// Queues one chunk: `logits` (rows x chunk columns) are those of vocabulary entries `first_col ..`, `targets` one id per
-/// row, `state` rows x 3 at stride [`STATE_STRIDE`], begun anew where `first`.
+/// Queues one chunk: `logits` (rows x chunk columns) are those of vocabulary entries `first_col ..`, `targets` one id
+/// per row, `state` rows x 3 at stride [`STATE_STRIDE`], begun anew where `first`.
 ///
 /// # Errors
 /// [`DeviceError::Usage`] when shapes do not fit; what the device says.
@@ -328,48 +329,65 @@ fn backward_reference<F: Real>(args: &mut Args<'_, F>) {
 }
 
 /// Partial sums of a row on the host: independent of the number of threads.
-const LANES: usize = 16;
+const LANES: usize = 32;
+/// Elements whose exponentials are computed before they are added: short enough for the first cache.
+const BLOCK: usize = 256;
 
+/// The largest value of a row, and the largest of its bits without signs, by which a value that is not finite is seen.
 #[inline(always)]
-fn fold_lanes<T: Copy>(row: &[f32], start: T, mut f: impl FnMut(T, f32) -> T, join: impl Fn(T, T) -> T) -> T {
-    let mut lanes = [start; LANES];
-    let mut runs = row.chunks_exact(LANES);
-    for run in runs.by_ref() {
-        for (lane, &x) in lanes.iter_mut().zip(run) {
-            *lane = f(*lane, x);
+fn largest(row: &[f32]) -> (f32, u32) {
+    let (mut m, mut bits) = ([f32::MIN; LANES], [0u32; LANES]);
+    let (runs, rest) = row.as_chunks::<LANES>();
+    for run in runs {
+        for i in 0..LANES {
+            m[i] = if run[i] > m[i] { run[i] } else { m[i] };
+            bits[i] = bits[i].max(run[i].to_bits() & 0x7fff_ffff);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(runs.remainder()) {
-        *lane = f(*lane, x);
+    for (i, &x) in rest.iter().enumerate() {
+        m[i] = if x > m[i] { x } else { m[i] };
+        bits[i] = bits[i].max(x.to_bits() & 0x7fff_ffff);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = join(lanes[i], lanes[i + width]);
+    (m.into_iter().fold(f32::MIN, f32::max), bits.into_iter().fold(0, u32::max))
+}
+
+/// The sum of `exp(x - m)`.
+#[inline(always)]
+fn sum_of_exp(row: &[f32], m: f32) -> f32 {
+    let (mut sums, mut terms) = ([0.0f32; LANES], [0.0f32; BLOCK]);
+    for block in row.chunks(BLOCK) {
+        let terms = &mut terms[..block.len()];
+        for (term, &x) in terms.iter_mut().zip(block) {
+            *term = vector::exp(x - m);
         }
-        width /= 2;
+        for run in terms.chunks(LANES) {
+            for (sum, &term) in sums.iter_mut().zip(run) {
+                *sum += term;
+            }
+        }
     }
-    lanes[0]
+    sums.iter().sum()
 }
 
 #[inline(always)]
 fn take_in_fast(row: &[f32], before: Option<(f32, f32)>) -> (f32, f32) {
-    let size = |x: f32| x.to_bits() & 0x7fff_ffff;
-    let worst = fold_lanes(row, 0u32, |w, x| w.max(size(x)), u32::max);
-    if worst > size(f32::MAX) {
+    let (m, bits) = largest(row);
+    if bits > f32::MAX.to_bits() {
         return (0.0, f32::NAN);
     }
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let m = fold_lanes(row, before.map_or(f32::MIN, |b| b.0), larger, larger);
-    let start = before.map_or(0.0, |(m0, s0)| s0 * vector::exp(m0 - m));
-    (m, start + fold_lanes(row, 0.0, |s, x| s + vector::exp(x - m), |a, b| a + b))
+    match before {
+        None => (m, sum_of_exp(row, m)),
+        Some((m0, s0)) => {
+            let m = m.max(m0);
+            (m, s0 * vector::exp(m0 - m) + sum_of_exp(row, m))
+        }
+    }
 }
 
 fn forward_host(args: &mut Args<'_, f32>) {
     let p: ForwardParams = args.params();
     let (logits, targets) = (&args.read(0)[4 * p.offset as usize..], args.ids(1));
     let state = &mut args.write(2)[p.state_offset as usize..][..args.groups as usize * STATE_STRIDE];
-    let arch = pulp::Arch::new();
     state.par_chunks_mut(STATE_STRIDE).zip(logits.par_chunks(4 * p.row_quads as usize)).zip(targets).for_each(
         |((state, row), &target)| {
             let row = &row[..p.cols as usize];
@@ -378,7 +396,10 @@ fn forward_host(args: &mut Args<'_, f32>) {
                 state.fill(0.0);
                 state[2] = f32::MIN;
             }
-            (state[0], state[1]) = arch.dispatch(|| take_in_fast(row, before));
+            (state[0], state[1]) = vector::dispatch(
+                #[inline(always)]
+                || take_in_fast(row, before),
+            );
             if let Some(c) = column(target, p.first_col, p.cols) {
                 state[2] = row[c];
             }
@@ -391,7 +412,6 @@ fn backward_host(args: &mut Args<'_, f32>) {
     let (targets, state) = (args.ids(0), &args.read(1)[p.state_offset as usize..]);
     let (stride, cols) = (4 * p.row_quads as usize, p.cols as usize);
     let logits = &mut args.write(2)[4 * p.offset as usize..][..args.groups as usize * stride];
-    let arch = pulp::Arch::new();
     logits.par_chunks_mut(stride).zip(targets).zip(state.par_chunks(STATE_STRIDE)).for_each(
         |((row, &target), state)| {
             row[cols..].fill(0.0);
@@ -399,7 +419,7 @@ fn backward_host(args: &mut Args<'_, f32>) {
                 return row.fill(0.0);
             }
             let hit = column(target, p.first_col, p.cols).map(|c| (c, row[c]));
-            arch.dispatch(|| row[..cols].iter_mut().for_each(|x| *x = vector::exp(*x - state[0]) * p.scale));
+            vector::dispatch(|| row[..cols].iter_mut().for_each(|x| *x = vector::exp(*x - state[0]) * p.scale));
             if let Some((c, x)) = hit {
                 row[c] = (vector::exp(x - state[0]) - 1.0) * p.scale;
             }

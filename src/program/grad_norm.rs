@@ -1,17 +1,17 @@
-//! The optimiser's first phase: the norm of all gradients, the factor that clips it, and the count of values that are not
-//! finite.
+//! The optimiser's first phase: the norm of all gradients, the factor that clips it, and the count of values that are
+//! not finite.
 //!
-//! A tensor's rows are cut into slots of [`ROWS_PER_SLOT`]; each slot is one tile with its own sum of squares and count, and
-//! one last tile adds all slots in order. Panels begin at multiples of [`GRANULE_ROWS`], so how a tensor is cut into panels
-//! cannot change a bit. It knows slots and scalars; it must never know which tensor a panel belongs to.
+//! A tensor's rows are cut into slots of [`ROWS_PER_SLOT`]; each slot is one tile with its own sum of squares and
+//! count, and one last tile adds all slots in order. Panels begin at multiples of [`GRANULE_ROWS`], so how a tensor is
+//! cut into panels cannot change a bit. It knows slots and scalars; it must never know which tensor a panel belongs to.
 //!
-//! Values that are not finite are found on their bits and counted instead of summed. Where all are finite but their squares
-//! add up to more than f32 holds (a norm of 1.8e19), clipping would scale the gradient to nothing in silence: that counts
-//! as one value that is not finite. Squares below 1e-38 are lost; such a norm is never clipped.
+//! Values that are not finite are found on their bits and counted instead of summed. Where all are finite but their
+//! squares add up to more than f32 holds (a norm of 1.8e19), clipping would scale the gradient to nothing in silence:
+//! that counts as one value that is not finite. Squares below 1e-38 are lost; such a norm is never clipped.
 
 use rayon::prelude::*;
 
-use super::{Case, EPS, Fill, Matrix, Program, launch};
+use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
 use crate::device::{Args, Class, Device, DeviceError, Kernel, Lane, Real, Result, Variant, View, read, write};
 
 /// Index among the scalars of a step of the loss.
@@ -113,11 +113,12 @@ pub fn slots(rows: usize) -> usize {
     rows.div_ceil(ROWS_PER_SLOT)
 }
 
-/// Queues the sums of a row panel that begins at row `r` of its tensor, a multiple of [`GRANULE_ROWS`]; `first_slot` is the
-/// tensor's first slot plus `slots(r)`.
+/// Queues the sums of a row panel that begins at row `r` of its tensor, a multiple of [`GRANULE_ROWS`]; `first_slot` is
+/// the tensor's first slot plus `slots(r)`.
 ///
 /// # Errors
-/// [`DeviceError::Usage`] when the gradient is not a panel of whole rows or the slots leave `partials`; what the device says.
+/// [`DeviceError::Usage`] when the gradient is not a panel of whole rows or the slots leave `partials`; what the
+/// device says.
 pub fn partial(device: &Device, gradient: &Matrix, partials: &View, first_slot: usize) -> Result<()> {
     let (offset, row_quads) = gradient.row_quads()?;
     let slots = slots(gradient.rows);
@@ -133,8 +134,8 @@ pub fn partial(device: &Device, gradient: &Matrix, partials: &View, first_slot: 
     launch(device, &PARTIAL.kernel, &params, |_| slots as u32, &[gradient.view.clone(), partials.clone()])
 }
 
-/// Queues the end of the phase, after the `partial` of every panel: the first `slots` slots of `partials` and the loss in
-/// `scalars` give [`GRAD_NORM`], [`CLIP_SCALE`] and [`NON_FINITE`]. The formula is that of
+/// Queues the end of the phase, after the `partial` of every panel: the first `slots` slots of `partials` and the loss
+/// in `scalars` give [`GRAD_NORM`], [`CLIP_SCALE`] and [`NON_FINITE`]. The formula is that of
 /// `torch.nn.utils.clip_grad_norm_`; `clip` 0 leaves the gradients as they are.
 ///
 /// # Errors
@@ -185,31 +186,38 @@ fn finish_reference<F: Real>(args: &mut Args<'_, F>) {
 }
 
 /// Partial sums of a slot on the host.
-const LANES: usize = 64;
+const LANES: usize = 32;
 
+/// Sum of squares of the finite values, and the number of the others.
 #[inline(always)]
 fn sum_slot(run: &[f32]) -> (f32, u32) {
     let (mut sums, mut counts) = ([0.0f32; LANES], [0u32; LANES]);
-    let mut take = |run: &[f32]| {
-        for ((sum, count), &x) in sums.iter_mut().zip(&mut counts).zip(run) {
-            let finite = x.to_bits() & 0x7fff_ffff < 0x7f80_0000;
-            let x = if finite { x } else { 0.0 };
-            *sum = x.mul_add(x, *sum);
-            *count += !finite as u32;
+    let (runs, rest) = run.as_chunks::<LANES>();
+    for run in runs {
+        for i in 0..LANES {
+            let finite = run[i].to_bits() & 0x7fff_ffff < 0x7f80_0000;
+            let x = if finite { run[i] } else { 0.0 };
+            sums[i] = x.mul_add(x, sums[i]);
+            counts[i] += !finite as u32;
         }
-    };
-    let mut runs = run.chunks_exact(LANES);
-    runs.by_ref().for_each(&mut take);
-    take(runs.remainder());
+    }
+    // A slot is whole rows of a multiple of 8 elements: what is left is short.
+    for &x in rest.iter() {
+        let finite = x.is_finite();
+        sums[0] += if finite { x * x } else { 0.0 };
+        counts[0] += !finite as u32;
+    }
     (sums.iter().sum(), counts.iter().sum())
 }
 
 fn partial_host(args: &mut Args<'_, f32>) {
     let p: PartialParams = args.params();
     let (panel, partials, slot) = slots_of(&p, args.read(0), args.write(1));
-    let arch = pulp::Arch::new();
     partials.par_chunks_mut(SLOT_FLOATS).zip(panel.par_chunks(slot)).for_each(|(out, run)| {
-        let (sum, count) = arch.dispatch(|| sum_slot(run));
+        let (sum, count) = vector::dispatch(
+            #[inline(always)]
+            || sum_slot(run),
+        );
         out.copy_from_slice(&[sum, count as f32]);
     });
 }
@@ -223,8 +231,8 @@ fn partial_bound(args: &mut Args<'_, f64>) {
     }
 }
 
-/// The sum adds one rounding a slot, half of which is left in the root; WGSL's `sqrt` is a division (2.5 ulp) by an inverse
-/// root (2 ulp): nine roundings. The clip scale adds a rounded sum, the constant and a division.
+/// The sum adds one rounding a slot, half of which is left in the root; WGSL's `sqrt` is a division (2.5 ulp) by an
+/// inverse root (2 ulp): nine roundings. The clip scale adds a rounded sum, the constant and a division.
 fn finish_bound(args: &mut Args<'_, f64>) {
     let p: FinishParams = args.params();
     let total: f64 = args.read(0).chunks(SLOT_FLOATS).take(p.slots as usize).map(|slot| slot[0]).sum();

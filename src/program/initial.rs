@@ -1,10 +1,10 @@
 //! Initial parameters as a pure function of (seed, tensor, index): the same bits on every device, so that a tensor that
 //! was never updated needs no bytes anywhere.
 //!
-//! Random bits are Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), all
-//! integer. A normal value is a table entry (a quantile of the normal distribution) times the standard deviation. Both
-//! factors are rounded to 12 significant bits, so the product is exact in f32 whatever an adapter's rounding. The table
-//! has 4096 entries of either sign, is scaled to variance 1 and ends at 3.8 standard deviations.
+//! Random bits are Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011),
+//! all integer. A normal value is a table entry (a quantile of the normal distribution) times the standard deviation.
+//! Both factors are rounded to 12 significant bits, so the product is exact in f32 whatever an adapter's rounding. The
+//! table has 4096 entries of either sign, is scaled to variance 1 and ends at 3.8 standard deviations.
 //!
 //! It knows tensors by number only; which tensor starts how is the model's business.
 
@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use super::{Case, Fill, Matrix, Program, launch};
+use super::{Case, Fill, Matrix, Program, launch, vector};
 use crate::device::{ALL_CLASSES, Args, Device, Elem, Kernel, Lane, Real, Result, Variant, read, write};
 
 /// What a tensor holds before the first step.
@@ -215,6 +215,7 @@ fn twelve_bits(x: f32) -> f32 {
 }
 
 /// The entry that a random word picks: 12 high bits for the size, the lowest for the sign.
+#[inline(always)]
 fn quantile(table: &[f32], word: u32) -> f32 {
     f32::from_bits(table[(word >> 20) as usize].to_bits() | (word << 31))
 }
@@ -236,11 +237,12 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 #[inline(always)]
 fn philox_lanes<const N: usize>(mut c: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
-        for i in 0..N {
-            let a = u64::from(c[0][i]) * 0xD251_1F53;
-            let b = u64::from(c[2][i]) * 0xCD9E_8D57;
-            let (x, y) = ((b >> 32) as u32 ^ c[1][i] ^ key[0], (a >> 32) as u32 ^ c[3][i] ^ key[1]);
-            (c[0][i], c[1][i], c[2][i], c[3][i]) = (x, b as u32, y, a as u32);
+        let [c0, c1, c2, c3] = &mut c;
+        for (((c0, c1), c2), c3) in c0.iter_mut().zip(c1).zip(c2).zip(c3) {
+            let a = u64::from(*c0) * 0xD251_1F53;
+            let b = u64::from(*c2) * 0xCD9E_8D57;
+            let (x, y) = ((b >> 32) as u32 ^ *c1 ^ key[0], (a >> 32) as u32 ^ *c3 ^ key[1]);
+            (*c0, *c1, *c2, *c3) = (x, b as u32, y, a as u32);
         }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
@@ -283,11 +285,27 @@ fn normal_reference<F: Real>(args: &mut Args<'_, F>) {
 /// Blocks of random words that the host computes side by side.
 const LANES: usize = 16;
 
+/// The elements of [`LANES`] blocks from `block` on.
+#[inline(always)]
+fn normal_run(p: &NormalParams, table: &[f32; ENTRIES], block: u64, out: &mut [f32; 4 * LANES]) {
+    let blocks: [u64; LANES] = std::array::from_fn(
+        #[inline(always)]
+        |i| block + i as u64,
+    );
+    let counters = [blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32), [p.tensor; LANES], [PARAMETERS; LANES]];
+    let words = philox_lanes(counters, p.key());
+    for (i, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        for (j, x) in out.iter_mut().enumerate() {
+            *x = quantile(table, words[j][i]) * p.deviation;
+        }
+    }
+}
+
 fn normal_host(args: &mut Args<'_, f32>) {
     let p: NormalParams = args.params();
-    let (table, cols, stride) = (args.read(0), p.cols as usize, 4 * p.row_quads as usize);
+    let table: &[f32; ENTRIES] = args.read(0).try_into().expect("the table of quantiles has 4096 entries");
+    let (cols, stride) = (p.cols as usize, 4 * p.row_quads as usize);
     let panel = &mut args.write(1)[4 * p.offset as usize..][..p.rows as usize * stride];
-    let arch = pulp::Arch::new();
     panel.par_chunks_mut(stride).enumerate().for_each(|(r, row)| {
         row[cols..].fill(0.0);
         let first = p.first() + (r * cols) as u64;
@@ -298,25 +316,16 @@ fn normal_host(args: &mut Args<'_, f32>) {
             *x = p.value(table, i);
         }
         let first = first + head.len() as u64;
-        let mut runs = rest.chunks_exact_mut(4 * LANES);
-        arch.dispatch(|| {
-            for (run, out) in runs.by_ref().enumerate() {
-                let block = first / 4 + (run * LANES) as u64;
-                let blocks: [u64; LANES] = std::array::from_fn(|i| block + i as u64);
-                let c = [
-                    blocks.map(|b| b as u32),
-                    blocks.map(|b| (b >> 32) as u32),
-                    [p.tensor; LANES],
-                    [PARAMETERS; LANES],
-                ];
-                let words = philox_lanes(c, p.key());
-                for (i, x) in out.iter_mut().enumerate() {
-                    *x = quantile(table, words[i % 4][i / 4]) * p.deviation;
+        let (runs, tail) = rest.as_chunks_mut::<{ 4 * LANES }>();
+        let done = first + (4 * LANES * runs.len()) as u64;
+        vector::dispatch(
+            #[inline(always)]
+            || {
+                for (run, out) in runs.iter_mut().enumerate() {
+                    normal_run(&p, table, first / 4 + (run * LANES) as u64, out);
                 }
-            }
-        });
-        let tail = runs.into_remainder();
-        let done = first + (cols - head.len() - tail.len()) as u64;
+            },
+        );
         for (i, x) in (done..).zip(tail) {
             *x = p.value(table, i);
         }

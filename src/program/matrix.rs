@@ -53,10 +53,15 @@ impl Matrix {
     /// Offset and row stride in vec4 elements, for programs that take whole rows: a row panel, not a column slice.
     ///
     /// # Errors
-    /// [`DeviceError::Usage`] for a column slice, an offset that is no multiple of 4 or a panel that leaves its view.
+    /// [`DeviceError::Usage`] for a column slice, an offset that is no multiple of 4, or a panel that leaves its
+    /// view or the range of `u32`.
     pub fn row_quads(&self) -> Result<(u32, u32)> {
         let end = self.offset + self.rows * self.stride;
-        if self.offset % 4 != 0 || self.stride != Self::stride_for(self.cols) || end > self.view.len {
+        if !self.offset.is_multiple_of(4)
+            || self.stride != Self::stride_for(self.cols)
+            || end > self.view.len
+            || end > u32::MAX as usize
+        {
             return Err(DeviceError::Usage(format!("{self:?} is not a panel of whole rows aligned to 4 elements")));
         }
         Ok(((self.offset / 4) as u32, (self.stride / 4) as u32))

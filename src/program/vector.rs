@@ -1,7 +1,29 @@
-//! Elementary functions for host kernels: branch-free, so that a loop over a slice inside `pulp`'s dispatch becomes vector
-//! code. They know single numbers only; a program's reference and its oracle must never use them.
+//! Elementary functions for host kernels: branch-free, so that a loop over a slice inside `pulp`'s dispatch becomes
+//! vector code. They know single numbers only; a program's reference and its oracle must never use them.
 //!
-//! Accuracy over the whole range, measured by the test below against f64: `exp` 1.1 ulp, `tanh` 2.5 ulp. Fused multiply-adds are explicit, so every CPU gives the same bits.
+//! Accuracy over the whole range, measured by the test below against f64: `exp` 1.1 ulp, `tanh` 2.5 ulp. Fused
+//! multiply-adds are explicit, so every CPU gives the same bits.
+
+/// Runs `f` compiled for the widest vectors of this CPU. Write `#[inline(always)]` before the closure, and call only
+/// functions and closures marked so: what is not inlined is compiled for the oldest CPU, and its `mul_add` is a call.
+///
+/// `pulp` would take the closure itself, but calls it through the compiler's `FnOnce` shim, which is not inlined where
+/// the body is large.
+#[inline(always)]
+pub fn dispatch<R>(f: impl FnMut() -> R) -> R {
+    pulp::Arch::new().dispatch(Inlined(f))
+}
+
+struct Inlined<F>(F);
+
+impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Inlined<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
+}
 
 /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which the low bits of the sum then hold.
 const ROUNDER: f32 = 12_582_912.0;
@@ -12,8 +34,8 @@ const LN2_LOW: f32 = 1.428_606_8e-6;
 /// Relative error of [`exp`] and [`tanh`], in units of [`EPS`](super::EPS), half an ulp.
 pub const ERROR: f64 = 5.0;
 
-/// Writes `x = n * ln 2 + r` and returns `(expm1(r), n)`, `|r| <= ln(2) / 2`: Taylor's series to `r^7`, whose remainder is a
-/// tenth of an ulp.
+/// Writes `x = n * ln 2 + r` and returns `(expm1(r), n)`, `|r| <= ln(2) / 2`: Taylor's series to `r^7`, whose remainder
+/// is a tenth of an ulp.
 #[inline(always)]
 fn reduced(x: f32) -> (f32, i32) {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUNDER);
@@ -102,7 +124,7 @@ mod tests {
     fn every_cpu_gives_the_same_bits() {
         let xs: Vec<f32> = (0..4096).map(|i| (i as f32 - 2048.0) * 0.05).collect();
         let mut wide = vec![0.0f32; xs.len()];
-        pulp::Arch::new().dispatch(|| wide.iter_mut().zip(&xs).for_each(|(y, &x)| *y = exp(x) + tanh(x)));
+        dispatch(|| wide.iter_mut().zip(&xs).for_each(|(y, &x)| *y = exp(x) + tanh(x)));
         for (y, &x) in wide.iter().zip(&xs) {
             assert_eq!(y.to_bits(), (exp(x) + tanh(x)).to_bits(), "at {x}");
         }

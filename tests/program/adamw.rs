@@ -1,5 +1,5 @@
-//! AdamW: within its bound; ten steps on the oracle against a plain f64 loop; nothing written where a value is not finite;
-//! equal bits for any number of threads and any panel.
+//! AdamW: within its bound; ten steps on the oracle against a plain f64 loop; nothing written where a value is not
+//! finite; equal bits for any number of threads and any panel.
 
 use crate::rig;
 use gaufre::device::{Device, Elem, View};
@@ -76,7 +76,8 @@ fn ten_steps_agree_with_a_plain_loop() {
             w[i] = w[i] * (1.0 - 0.01 * 0.1) - 0.01 * m_hat / (v_hat.sqrt() + 1e-8);
         }
     }
-    // The settings reach the device as f32, half an ulp each, and ten steps of 0.01 each: far below one part in a million.
+    // The settings reach the device as f32, half an ulp each, and ten steps of 0.01 each: far below one part in a
+    // million.
     for (found, want) in tensor.all(&oracle).iter().zip([&w, &m, &v]) {
         for (found, want) in found.iter().zip(want) {
             let settings = 6.0 * gaufre::program::EPS * 10.0;

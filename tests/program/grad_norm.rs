@@ -1,5 +1,5 @@
-//! The gradient norm: within its bound; the same bits however a tensor is cut into panels; clipping as PyTorch does it; and
-//! values that are not finite.
+//! The gradient norm: within its bound; the same bits however a tensor is cut into panels; clipping as PyTorch does it;
+//! and values that are not finite.
 
 use crate::rig;
 use gaufre::device::{Device, Elem, View};
