@@ -128,10 +128,7 @@ pub(super) fn reduce_columns(rows: Rows, sum: &mut [f32], accumulate: bool, add_
     let mut partial = vec![0.0f32; rows.rows.div_ceil(HOST_BLOCK) as usize * sum.len()];
     partial.par_chunks_mut(sum.len()).enumerate().for_each(|(block, totals)| {
         let first = block as u32 * HOST_BLOCK;
-        arch.dispatch(
-            #[inline(always)]
-            || (first..rows.rows.min(first + HOST_BLOCK)).for_each(|r| add_row(r, totals)),
-        );
+        arch.dispatch(Block { rows: first..rows.rows.min(first + HOST_BLOCK), totals, add_row: &add_row });
     });
     let (first, rest) = partial.split_at_mut(sum.len());
     for block in rest.chunks(sum.len()) {
@@ -141,6 +138,25 @@ pub(super) fn reduce_columns(rows: Rows, sum: &mut [f32], accumulate: bool, add_
         sum.iter_mut().zip(first).for_each(|(sum, total)| *sum += *total);
     } else {
         sum.copy_from_slice(first);
+    }
+}
+
+/// One block of a column reduce. A type of its own, not a closure: the shim through which a closure is called need not be
+/// inlined, and then it stays scalar code.
+struct Block<'a, F> {
+    rows: std::ops::Range<u32>,
+    totals: &'a mut [f32],
+    add_row: &'a F,
+}
+
+impl<F: Fn(u32, &mut [f32])> pulp::NullaryFnOnce for Block<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for r in self.rows {
+            (self.add_row)(r, self.totals);
+        }
     }
 }
 

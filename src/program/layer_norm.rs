@@ -5,11 +5,12 @@
 //! reciprocal standard deviation of each row for backward. A tile owns whole rows, for the gain whole columns: where rows
 //! cross tiles on the wafer's fabric, one workgroup plays the whole row in the route's order.
 
+mod cases;
 mod host;
 
 use super::column_sum::{groups as column_groups, tile_bytes as column_bytes};
 use super::matrix::{Place, Rows};
-use super::{Case, EPS, Fill, Matrix, Program, launch};
+use super::{EPS, Matrix, Program, launch};
 use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
 
 crate::params! {
@@ -159,7 +160,7 @@ pub static FORWARD: Program = Program {
         host: Some(host::forward),
     },
     bound: forward_bound,
-    cases: forward_cases,
+    cases: cases::forward,
     fault: ("variance + p.eps", "variance"),
 };
 
@@ -184,7 +185,7 @@ pub static BACKWARD: Program = Program {
         host: Some(host::backward),
     },
     bound: backward_bound,
-    cases: backward_cases,
+    cases: cases::backward,
     fault: ("h - sums.x", "h"),
 };
 
@@ -207,7 +208,7 @@ pub static GAIN_BACKWARD: Program = Program {
         host: Some(host::gain_backward),
     },
     bound: gain_bound,
-    cases: gain_cases,
+    cases: cases::gain_backward,
     fault: ("- moments.x)", ")"),
 };
 
@@ -509,113 +510,4 @@ fn gain_bound(args: &mut Args<'_, f64>) {
     let p: GainParams = args.params();
     let n = f64::from(p.rows);
     gain_columns(args, |total, term| total + term.abs(), |old, total| EPS * ((n + 3.0) * total + old.abs()));
-}
-
-/// Quads of a padded row.
-fn width(cols: usize) -> u32 {
-    Matrix::stride_for(cols) as u32 / 4
-}
-
-/// Mean and rstd of rows, at random; nothing in the formulas needs them to belong to the x of the case.
-fn stats(rows: usize) -> Fill {
-    Fill::Normal { rows, cols: 2, stride: 8, scale: 0.3, mean: 1.0 }
-}
-
-fn case<P: bytemuck::Pod>(label: String, fills: Vec<Fill>, params: P, groups: fn(&P, &Variant) -> u32) -> Case
-where
-    P: Send + Sync,
-{
-    let words = move || bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec();
-    Case { label, fills, launch: Box::new(move |v| (words(), groups(&params, v))) }
-}
-
-fn forward_cases() -> Vec<Case> {
-    let shapes = [
-        (1, 1, 1.0, 0.0, 0),
-        (37, 84, 1.0, 0.0, 1),
-        (37, 84, 0.01, 0.1, 0),
-        (9, 10, 2.0, 9.0, 1),
-        (3, 1600, 1.0, 0.5, 1),
-    ];
-    shapes
-        .into_iter()
-        .map(|(rows, cols, scale, mean, biased)| {
-            let (stride, row_count) = (width(cols), rows as u32);
-            let params = ForwardParams {
-                rows: row_count,
-                cols: cols as u32,
-                quads: stride,
-                eps: 1e-5,
-                biased,
-                x_offset: 0,
-                x_stride: stride,
-                gain_offset: 0,
-                bias_offset: 0,
-                y_offset: 0,
-                y_stride: stride,
-                stats_offset: 0,
-                stats_stride: 2,
-            };
-            let x = Fill::Normal { rows, cols, stride: 4 * stride as usize, scale, mean };
-            let row = || Fill::matrix(1, cols);
-            let fills = vec![x, row(), row(), Fill::poison(rows, cols), Fill::poison(rows, 2)];
-            let label = format!("{rows} x {cols}, {mean} +- {scale}{}", if biased == 1 { ", bias" } else { "" });
-            case(label, fills, params, |p, v| row_groups(p.rows, v))
-        })
-        .collect()
-}
-
-fn backward_cases() -> Vec<Case> {
-    [(1, 1, 0), (37, 84, 0), (37, 84, 1), (9, 10, 1), (3, 1600, 1)]
-        .into_iter()
-        .map(|(rows, cols, bypassed)| {
-            let (stride, row_count) = (width(cols), rows as u32);
-            let params = BackwardParams {
-                rows: row_count,
-                cols: cols as u32,
-                quads: stride,
-                bypassed,
-                x_offset: 0,
-                x_stride: stride,
-                gain_offset: 0,
-                stats_offset: 0,
-                stats_stride: 2,
-                dy_offset: 0,
-                dy_stride: stride,
-                residual_offset: 0,
-                residual_stride: stride,
-                dx_offset: 0,
-                dx_stride: stride,
-            };
-            let full = || Fill::matrix(rows, cols);
-            let fills = vec![full(), Fill::matrix(1, cols), stats(rows), full(), full(), Fill::poison(rows, cols)];
-            let label = format!("{rows} x {cols}{}", if bypassed == 1 { ", residual" } else { "" });
-            case(label, fills, params, |p, v| row_groups(p.rows, v))
-        })
-        .collect()
-}
-
-fn gain_cases() -> Vec<Case> {
-    [(1, 1, 0), (37, 84, 0), (37, 84, 1), (300, 20, 1), (600, 128, 0)]
-        .into_iter()
-        .map(|(rows, cols, accumulate)| {
-            let stride = width(cols);
-            let params = GainParams {
-                rows: rows as u32,
-                quads: stride,
-                accumulate,
-                x_offset: 0,
-                x_stride: stride,
-                stats_offset: 0,
-                stats_stride: 2,
-                dy_offset: 0,
-                dy_stride: stride,
-                dgain_offset: 0,
-            };
-            let dgain = if accumulate == 1 { Fill::matrix(1, cols) } else { Fill::poison(1, cols) };
-            let fills = vec![Fill::matrix(rows, cols), stats(rows), Fill::matrix(rows, cols), dgain];
-            let label = format!("{rows} x {cols}{}", if accumulate == 1 { ", accumulated" } else { "" });
-            case(label, fills, params, |p, v| column_groups(p.quads, v))
-        })
-        .collect()
 }

@@ -22,7 +22,7 @@ pub(super) fn forward(args: &mut Args<'_, f32>) {
         for i in 0..HOST_ROWS.min(p.rows - first) {
             let x = &rows.row(x, (p.x_offset, p.x_stride), first + i)[..n];
             let (y, padding) = rows.row_mut(y, (0, p.y_stride), i).split_at_mut(n);
-            let [mean, rstd] = arch.dispatch(|| forward_row(x, gain, bias, p.eps, y));
+            let [mean, rstd] = arch.dispatch(ForwardRow { x, gain, bias, eps: p.eps, y });
             padding.fill(0.0);
             let kept = pair.row_mut(stats, (0, p.stats_stride), i);
             kept.copy_from_slice(&[mean, rstd, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
@@ -30,26 +30,52 @@ pub(super) fn forward(args: &mut Args<'_, f32>) {
     });
 }
 
-#[inline(always)]
-fn forward_row(x: &[f32], gain: &[f32], bias: Option<&[f32]>, eps: f32, y: &mut [f32]) -> [f32; 2] {
-    let n = x.len() as f32;
-    let [total, _] = sums([x; 3], |x, _, _| [x, 0.0]);
-    let mean = total / n;
-    let [squares, _] = sums([x; 3], |x, _, _| [(x - mean) * (x - mean), 0.0]);
-    let rstd = 1.0 / (squares / n + eps).sqrt();
-    match bias {
-        Some(bias) => {
-            for (((y, x), gain), bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
-                *y = ((x - mean) * rstd).mul_add(*gain, *bias);
+/// One row of the forward pass; writes y, returns mean and rstd. A type of its own, not a closure: the shim through which
+/// a closure is called need not be inlined, and then it stays scalar code.
+struct ForwardRow<'a> {
+    x: &'a [f32],
+    gain: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+    y: &'a mut [f32],
+}
+
+impl pulp::NullaryFnOnce for ForwardRow<'_> {
+    type Output = [f32; 2];
+
+    #[inline(always)]
+    fn call(self) -> [f32; 2] {
+        let ForwardRow { x, gain, bias, eps, y } = self;
+        let n = x.len() as f32;
+        let mean = chains(
+            x,
+            x,
+            x,
+            #[inline(always)]
+            |x, _, _| [x, 0.0],
+        )[0] / n;
+        let squares = chains(
+            x,
+            x,
+            x,
+            #[inline(always)]
+            |x, _, _| [(x - mean) * (x - mean), 0.0],
+        )[0];
+        let rstd = 1.0 / (squares / n + eps).sqrt();
+        match bias {
+            Some(bias) => {
+                for (((y, x), gain), bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
+                    *y = ((x - mean) * rstd).mul_add(*gain, *bias);
+                }
+            }
+            None => {
+                for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
+                    *y = (x - mean) * rstd * gain;
+                }
             }
         }
-        None => {
-            for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
-                *y = (x - mean) * rstd * gain;
-            }
-        }
+        [mean, rstd]
     }
-    [mean, rstd]
 }
 
 pub(super) fn backward(args: &mut Args<'_, f32>) {
@@ -61,7 +87,10 @@ pub(super) fn backward(args: &mut Args<'_, f32>) {
         for i in 0..HOST_ROWS.min(p.rows - first) {
             let (dx, padding) = rows.row_mut(dx, (0, p.dx_stride), i).split_at_mut(p.cols as usize);
             let row = row_at(&p, bound, first + i);
-            arch.dispatch(|| backward_row(row, dx));
+            arch.dispatch(
+                #[inline(always)]
+                || backward_row(row, dx),
+            );
             padding.fill(0.0);
         }
     });
@@ -71,37 +100,64 @@ pub(super) fn backward(args: &mut Args<'_, f32>) {
 fn backward_row(row: Row<'_, f32>, dx: &mut [f32]) {
     let Row { x, gain, mean, rstd, dy, residual } = row;
     let n = x.len() as f32;
-    let [plain, leaning] = sums([x, gain, dy], |x, gain, dy| [gain * dy, gain * dy * (x - mean)]);
+    let [plain, leaning] = chains(
+        x,
+        gain,
+        dy,
+        #[inline(always)]
+        |x, gain, dy| [gain * dy, gain * dy * (x - mean)],
+    );
     // dx = rstd * (h - plain - (x - mean) * rstd * leaning)
     let (plain, tilt) = (plain / n, leaning * rstd / n * rstd);
-    let through = |x: f32, gain: f32, dy: f32| rstd * (x - mean).mul_add(-tilt, gain.mul_add(dy, -plain));
+    let through = Through { mean, rstd, plain, tilt };
     let columns = dx.iter_mut().zip(x).zip(gain).zip(dy);
     match residual {
         Some(residual) => {
             for ((((dx, x), gain), dy), residual) in columns.zip(residual) {
-                *dx = residual + through(*x, *gain, *dy);
+                *dx = residual + through.at(*x, *gain, *dy);
             }
         }
-        None => columns.for_each(|(((dx, x), gain), dy)| *dx = through(*x, *gain, *dy)),
+        None => {
+            for (((dx, x), gain), dy) in columns {
+                *dx = through.at(*x, *gain, *dy);
+            }
+        }
+    }
+}
+
+/// What one row shares between its columns.
+struct Through {
+    mean: f32,
+    rstd: f32,
+    plain: f32,
+    tilt: f32,
+}
+
+impl Through {
+    /// The gradient through the norm at one column. A method, as only those can be told to inline into vector code.
+    #[inline(always)]
+    fn at(&self, x: f32, gain: f32, dy: f32) -> f32 {
+        self.rstd * (x - self.mean).mul_add(-self.tilt, gain.mul_add(dy, -self.plain))
     }
 }
 
 /// Two sums over the columns of three rows of one length, in 32 interleaved chains that meet in a tree: the order is
 /// the same whatever the vectors of the machine are.
 #[inline(always)]
-fn sums(rows: [&[f32]; 3], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f32; 2] {
+fn chains(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f32; 2] {
     const CHAINS: usize = 32;
     let (mut first, mut second) = ([0.0f32; CHAINS], [0.0f32; CHAINS]);
-    let [a, b, c] = rows.map(|row| row.chunks_exact(CHAINS));
-    let rests = [a.remainder(), b.remainder(), c.remainder()];
-    for ((a, b), c) in a.zip(b).zip(c) {
+    let (a, a_rest) = a.as_chunks::<CHAINS>();
+    let (b, b_rest) = b.as_chunks::<CHAINS>();
+    let (c, c_rest) = c.as_chunks::<CHAINS>();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
         for i in 0..CHAINS {
             let [one, other] = terms(a[i], b[i], c[i]);
             first[i] += one;
             second[i] += other;
         }
     }
-    for (i, ((&a, &b), &c)) in rests[0].iter().zip(rests[1]).zip(rests[2]).enumerate() {
+    for (i, ((&a, &b), &c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
         let [one, other] = terms(a, b, c);
         first[i] += one;
         second[i] += other;
