@@ -531,3 +531,23 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
     }
     //# end
 }
+
+//# entry attention_delta
+
+@compute @workgroup_size(WG, 1, 1)
+fn attention_delta(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    let tile = tile_of(group);
+    let row = tile.block * ROWS + lane;
+    if (group >= p.groups || row >= p.query_len) {
+        return;
+    }
+    let at = tile.batch * p.query_len + row;
+    let o_at = p.o_offset + at * p.o_stride + tile.head * p.head_size;
+    let d_at = p.grad_offset + at * p.grad_stride + tile.head * p.head_size;
+    var sum = 0.0;
+    for (var d = 0u; d < p.head_size; d++) {
+        sum = fma(out[o_at + d], d_out[d_at + d], sum);
+    }
+    delta[p.row_offset + (tile.batch * p.query_heads + tile.head) * p.row_stride + row] = sum;
+}
