@@ -110,8 +110,7 @@ fn case(shape: Attention, kind: Kind, params: AttentionParams, fills: Vec<Fill>)
 pub(super) fn forward() -> Vec<Case> {
     let build = |shape: Attention| {
         let Layout { queries, keys, scalars, params } = layout(&shape);
-        let fills =
-            vec![queries.clone(), keys.clone(), keys, poison(&queries), poison(&scalars), no_state()];
+        let fills = vec![queries.clone(), keys.clone(), keys, poison(&queries), poison(&scalars), no_state()];
         case(shape, Kind::Forward, params, fills)
     };
     shapes().into_iter().map(build).collect()
@@ -133,16 +132,7 @@ fn backward(kind: Kind) -> Vec<Case> {
         if kind == Kind::KeyValue {
             (params.grad_offset, params.grad_v_offset) = (params.k_offset, params.v_offset);
         }
-        let fills = vec![
-            queries.clone(),
-            keys.clone(),
-            keys,
-            queries,
-            scalars.clone(),
-            scalars,
-            gradients,
-            no_state(),
-        ];
+        let fills = vec![queries.clone(), keys.clone(), keys, queries, scalars.clone(), scalars, gradients, no_state()];
         case(shape, kind, params, fills)
     };
     shapes().into_iter().map(build).collect()

@@ -90,27 +90,45 @@ fn tile<S: Simd, const M: usize, const V: usize>(
             acc.copy_from_slice(S::as_simd_f32s(&c[(row + i) * width + column..][..lanes]).0);
         }
     }
-    let mut step = |x: [f32; M], b: &[f32]| {
-        let b = S::as_simd_f32s(&b[..lanes]).0;
-        for (acc, x) in acc.iter_mut().zip(x) {
-            let x = simd.splat_f32s(x);
-            for v in 0..V {
-                acc[v] = simd.mul_add_f32s(x, b[v], acc[v]);
-            }
-        }
-    };
-    let b_rows = b[column..].chunks(width);
+    // Loops, not closures: what a caller's vector features do not reach by inlining is compiled without them.
+    let b_rows = b[column..].chunks(width).take(depth);
     match a {
         Left::Rows(data, stride) => {
-            let a: [&[f32]; M] = std::array::from_fn(|i| &data[(row + i) * stride..][..depth]);
-            b_rows.take(depth).enumerate().for_each(|(k, b)| step(a.map(|a| a[k]), b));
+            let mut a = [&data[..0]; M];
+            for (i, a) in a.iter_mut().enumerate() {
+                *a = &data[(row + i) * stride..][..depth];
+            }
+            for (k, b) in b_rows.enumerate() {
+                let mut x = [0.0; M];
+                for i in 0..M {
+                    x[i] = a[i][k];
+                }
+                accumulate::<S, M, V>(simd, &mut acc, &x, b);
+            }
         }
         Left::Columns(data, stride) => {
-            let a = data[row..].chunks(stride);
-            b_rows.zip(a).take(depth).for_each(|(b, a)| step(std::array::from_fn(|i| a[i]), b));
+            for (b, a) in b_rows.zip(data[row..].chunks(stride)) {
+                let mut x = [0.0; M];
+                x.copy_from_slice(&a[..M]);
+                accumulate::<S, M, V>(simd, &mut acc, &x, b);
+            }
         }
     }
     for (i, acc) in acc.iter().enumerate() {
         S::as_mut_simd_f32s(&mut c[(row + i) * width + column..][..lanes]).0.copy_from_slice(acc);
+    }
+}
+
+/// One step of the contraction: a column of A times a row of B.
+#[inline(always)]
+fn accumulate<S: Simd, const M: usize, const V: usize>(simd: S, acc: &mut [[S::f32s; V]; M], x: &[f32; M], b: &[f32]) {
+    let b = S::as_simd_f32s(&b[..V * S::F32_LANES]).0;
+    let mut row = [simd.splat_f32s(0.0); V];
+    row.copy_from_slice(b);
+    for i in 0..M {
+        let x = simd.splat_f32s(x[i]);
+        for v in 0..V {
+            acc[i][v] = simd.mul_add_f32s(x, row[v], acc[i][v]);
+        }
     }
 }

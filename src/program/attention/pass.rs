@@ -80,9 +80,7 @@ impl<'a> Pass<'a> {
 pub(super) fn extent(kind: Kind, shape: &Attention, params: &AttentionParams, variant: &Variant) -> (u32, u32) {
     let (rows, cols) = (variant.get("ROWS") as usize, variant.get("COLS") as usize);
     let (own, steps) = match kind {
-        Kind::KeyValue => {
-            (shape.key_value_len.div_ceil(rows), shape.group() * shape.query_len.div_ceil(cols))
-        }
+        Kind::KeyValue => (shape.key_value_len.div_ceil(rows), shape.group() * shape.query_len.div_ceil(cols)),
         _ if shape.query_len == 0 => (0, 0),
         _ => (shape.query_len.div_ceil(rows), params.horizon(shape.query_len - 1).div_ceil(cols)),
     };
