@@ -3,7 +3,7 @@
 use crate::rig;
 use gaufre::device::Device;
 use gaufre::program::check::{self, Fault, Truth};
-use gaufre::program::{all, gelu};
+use gaufre::program::{Case, Program, all, gelu};
 use gaufre::train::conformance::{self, Part, Row, StepResult, compare_step, same_bits};
 
 /// A training step that no device runs: smooth values, with the rounding of f32 everywhere but on the oracle.
@@ -40,6 +40,23 @@ fn a_fault_in_wgsl_is_caught_on_an_adapter() {
     assert!(truth.catches(edited, &device, None).expect("the edit compiles").is_some());
     assert!(truth.catches(&gelu::FORWARD.kernel, &device, None).expect("it runs").is_none());
     assert!(truth.catches(&gelu::FORWARD.kernel, &device, Some(&Fault::Idle)).expect("it runs").is_some());
+}
+
+#[test]
+fn a_variant_that_no_case_runs_in_fails() {
+    let program: &'static Program = Box::leak(Box::new(Program {
+        kernel: gelu::FORWARD.kernel.copy(),
+        bound: gelu::FORWARD.bound,
+        cases: || {
+            (gelu::FORWARD.cases)()
+                .into_iter()
+                .map(|case| Case { launch: Box::new(|_| (vec![1, 0], 0)), ..case })
+                .collect()
+        },
+        fault: gelu::FORWARD.fault,
+    }));
+    let reports = check::run(program, &rig::host(), 1).expect("the host runs it");
+    assert!(!reports.is_empty() && reports.iter().all(|report| !report.passed()));
 }
 
 #[test]

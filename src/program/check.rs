@@ -36,6 +36,11 @@ pub struct Report {
 }
 
 impl Report {
+    fn new(kernel: &Kernel, case: &str, variant: &Variant) -> Report {
+        let (program, variant) = (kernel.name, variant.name);
+        Report { program, case: case.into(), variant, elements: 0, worst: 0.0, place: String::new() }
+    }
+
     /// True when every element lies within its bound.
     pub fn passed(&self) -> bool {
         self.worst <= 1.0
@@ -74,7 +79,21 @@ pub enum Fault<'a> {
 /// # Errors
 /// What the device says; a wrong number is a [`Report`], not an error.
 pub fn run(program: &'static Program, device: &Device, seed: u64) -> Result<Vec<Report>> {
-    Truth::of(program, seed)?.compare(&program.kernel, device)
+    run_kernel(program, &program.kernel, device, seed, None)
+}
+
+/// The same with `kernel` on the device in place of the program's own, and a fault planted.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_kernel(
+    program: &'static Program,
+    kernel: &'static Kernel,
+    device: &Device,
+    seed: u64,
+    fault: Option<&Fault<'_>>,
+) -> Result<Vec<Report>> {
+    Truth::of(program, seed)?.compare(kernel, device, fault)
 }
 
 /// Panics with the worst place of any case that is out of its bound.
@@ -125,14 +144,22 @@ impl Truth {
         Ok(Truth { cases: (program.cases)().into_iter().enumerate().map(expect).collect::<Result<_>>()? })
     }
 
-    /// Runs `kernel` (the program's own, or an altered copy) on every case in every variant for the device's class.
+    /// Runs `kernel` (the program's own, or an altered copy) on every case in every variant for the device's class that
+    /// has room for it. A variant that no case runs in gets a report that fails.
     ///
     /// # Errors
     /// What the device says.
-    pub fn compare(&self, kernel: &'static Kernel, device: &Device) -> Result<Vec<Report>> {
-        self.runs(kernel, device)
-            .map(|(case, expected, v)| judge_case(kernel, case, expected, v, device, None))
-            .collect()
+    pub fn compare(&self, kernel: &'static Kernel, device: &Device, fault: Option<&Fault<'_>>) -> Result<Vec<Report>> {
+        let judged = |(case, expected, variant)| judge_case(kernel, case, expected, variant, device, fault);
+        let mut reports = self.runs(kernel, device).map(judged).collect::<Result<Vec<_>>>()?;
+        for variant in kernel.variants.iter().filter(|v| v.classes.contains(&device.class())) {
+            if !reports.iter().any(|report| report.variant == variant.name) {
+                let mut report = Report::new(kernel, "none", variant);
+                report.found(f64::INFINITY, || "no case runs in this variant".into());
+                reports.push(report);
+            }
+        }
+        Ok(reports)
     }
 
     /// The first report that fails with a fault planted; `None` when the fault goes unseen.
@@ -161,7 +188,9 @@ impl Truth {
     ) -> impl Iterator<Item = (&'a Case, &'a Expected, &'static Variant)> {
         let class = device.class();
         let variants = kernel.variants.iter().filter(move |v| v.classes.contains(&class));
-        self.cases.iter().flat_map(move |(case, expected)| variants.clone().map(move |v| (case, expected, v)))
+        let pairs =
+            self.cases.iter().flat_map(move |(case, expected)| variants.clone().map(move |v| (case, expected, v)));
+        pairs.filter(|(case, _, variant)| (case.launch)(variant).1 > 0)
     }
 }
 
@@ -227,14 +256,7 @@ fn judge_case(
     }
     let rig = Rig::fill(kernel, device, altered.as_ref().unwrap_or(&expected.contents))?;
     rig.launch(kernel, variant, case, device, matches!(fault, Some(Fault::Idle)))?;
-    let mut report = Report {
-        program: kernel.name,
-        case: case.label.clone(),
-        variant: variant.name,
-        elements: 0,
-        worst: 0.0,
-        place: String::new(),
-    };
+    let mut report = Report::new(kernel, &case.label, variant);
     for (i, outcome) in expected.outcomes.iter().enumerate() {
         let mut words = rig.words(device, i)?;
         if let (Some(Fault::Outcome(alter)), Some(at)) = (fault, outcome.written()) {

@@ -50,7 +50,8 @@ pub struct Case {
     pub launch: LaunchFn,
 }
 
-/// Parameter words and number of tiles of a [`Case`] in a variant. Results must not depend on the variant beyond rounding.
+/// Parameter words and number of tiles of a [`Case`] in a variant; no tiles where the variant has no room for the case.
+/// Results must not depend on the variant beyond rounding.
 pub type LaunchFn = Box<dyn Fn(&Variant) -> (Vec<u32>, u32) + Send + Sync>;
 
 /// What a buffer of a [`Case`] holds at first. Random values are a pure function of seed, binding and index.

@@ -5,12 +5,14 @@
 //! program does not hide the others. It must never loosen a bound: those belong to the programs.
 
 mod canary;
+mod plays;
 mod schedules;
 mod step;
 pub mod tiny;
 
 pub use canary::Canary;
-pub use schedules::{Play, compare_schedules, plays, same_bits};
+pub use plays::plays;
+pub use schedules::{Play, compare_schedules, same_bits};
 pub use step::{StepResult, compare_step};
 
 use crate::device::Device;
@@ -134,7 +136,7 @@ fn three_steps(device: &Device, step: StepFn<'_>) -> anyhow::Result<[StepResult;
 /// All cases of a program as one row.
 pub fn program_row(program: &'static Program, truth: &check::Truth, device: &Device) -> Row {
     let name = program.kernel.name;
-    let reports = match truth.compare(&program.kernel, device) {
+    let reports = match truth.compare(&program.kernel, device, None) {
         Ok(reports) => reports,
         Err(error) => return Row::failed(Part::Program, name, error),
     };

@@ -12,11 +12,6 @@ pub type Play = fn(&Fabric) -> Result<Vec<f32>>;
 /// Grids of tiles (width, height): one tile that plays all, a small one of unequal sides, one larger than the program.
 const GRIDS: [(u32, u32); 3] = [(1, 1), (2, 3), (9, 7)];
 
-/// Every stepwise program with a play of it.
-pub fn plays() -> Vec<(&'static str, Play)> {
-    Vec::new()
-}
-
 /// Plays a program fused, then in supersteps on each grid, and compares the bits.
 pub fn compare_schedules(name: &str, device: &Device, play: Play) -> Row {
     compare(device, play).map_or_else(

@@ -1,0 +1,75 @@
+//! The stepwise programs, each with operands of its own, played on whatever fabric is given: several blocks each way,
+//! several steps, odd edges. It must never know which schedule plays it.
+
+use super::schedules::Play;
+use crate::device::{Device, Result};
+use crate::program::attention::{self, Attention};
+use crate::program::matmul::{self, Form, Matmul};
+use crate::program::schedule::Fabric;
+use crate::program::{Fill, Matrix};
+
+/// Every stepwise program with a play of it.
+pub fn plays() -> Vec<(&'static str, Play)> {
+    vec![
+        ("matmul_nt", |fabric| product(fabric, Form::NT)),
+        ("matmul_nn", |fabric| product(fabric, Form::NN)),
+        ("matmul_tn", |fabric| product(fabric, Form::TN)),
+        ("attention", attend),
+    ]
+}
+
+/// A product of 3 x 2 blocks and 3 steps, none of the last ones whole, onto a C that holds something, with a bias row.
+fn product(fabric: &Fabric, form: Form) -> Result<Vec<f32>> {
+    let device = fabric.device();
+    let variant = form.program().kernel.variant(device.class());
+    let size = |name| variant.get(name) as usize;
+    let (m, n, k) = (2 * size("TM") + 5, size("TN") + 11, 2 * size("KB") + 3);
+    let (a, b) = match form {
+        Form::NT => ((m, k), (n, k)),
+        Form::NN => ((m, k), (k, n)),
+        Form::TN => ((k, m), (k, n)),
+    };
+    let (a, b) = (filled(device, 1, a.0, a.1)?, filled(device, 2, b.0, b.1)?);
+    let (c, bias) = (filled(device, 3, m, n)?, filled(device, 4, 1, n)?);
+    matmul::run(fabric, &Matmul { form, a: &a, b: &b, c: &c, bias: Some(&bias), accumulate: true })?;
+    c.download(device)
+}
+
+/// Causal attention with grouped heads, forward and backward: every output of both.
+fn attend(fabric: &Fabric) -> Result<Vec<f32>> {
+    let shape = Attention {
+        batch: 2,
+        query_heads: 4,
+        key_value_heads: 2,
+        head_size: 24,
+        query_len: 77,
+        key_value_len: 77,
+        query_start: 0,
+        key_value_rows: 77,
+        scale: 0.2,
+        causal: true,
+    };
+    let device = fabric.device();
+    let rows = shape.batch * shape.query_len;
+    let (wide, narrow) = (shape.query_heads * shape.head_size, shape.key_value_heads * shape.head_size);
+    let (q, d_out) = (filled(device, 5, rows, wide)?, filled(device, 6, rows, wide)?);
+    let (k, v) = (filled(device, 7, rows, narrow)?, filled(device, 8, rows, narrow)?);
+    let (out, dq) = (Matrix::new(device, "out", rows, wide)?, Matrix::new(device, "dq", rows, wide)?);
+    let scalars = |name| Matrix::new(device, name, shape.batch * shape.query_heads, shape.query_len);
+    let (lse, delta) = (scalars("lse")?, scalars("delta")?);
+    let both = Matrix::new(device, "dk and dv", rows, 2 * narrow)?;
+    let (dk, dv) = (both.columns(0, narrow), both.columns(narrow, narrow));
+    attention::forward(fabric, &shape, &q, &k, &v, &out, &lse)?;
+    attention::backward(fabric, &shape, &q, &k, &v, &out, &lse, &d_out, &delta, &dq, &dk, &dv)?;
+    let mut outcome = Vec::new();
+    for matrix in [&out, &lse, &dq, &both] {
+        outcome.extend(matrix.download(device)?);
+    }
+    Ok(outcome)
+}
+
+fn filled(device: &Device, seed: u64, rows: usize, cols: usize) -> Result<Matrix> {
+    let matrix = Matrix::new(device, "operand", rows, cols)?;
+    device.upload(&matrix.view, &Fill::matrix(rows, cols).words(seed))?;
+    Ok(matrix)
+}
