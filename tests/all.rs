@@ -1,6 +1,7 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
 mod canary;
+mod fabric;
 mod rig;
 
 mod program {
@@ -13,6 +14,6 @@ mod program {
     mod grad_norm;
     mod initial;
     mod layer_norm;
-    mod matmul;
+    pub mod matmul;
     mod residual_add;
 }

@@ -1,0 +1,150 @@
+//! The fabric: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
+//! device counts is the wafer's closed form.
+
+use crate::program::matmul::{bits, operands, product};
+use crate::rig;
+use gaufre::device::{Device, DeviceError, Result};
+use gaufre::program::matmul::{self, Form, Matmul};
+use gaufre::program::schedule::{Block, Fabric, Round, Schedule, Source, Stepwise};
+use gaufre::wafer::{Cost, Product, Wafer};
+
+const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
+const GRIDS: [(u32, u32); 3] = [(1, 1), (2, 3), (5, 2)];
+
+fn fabric(device: &Device, schedule: Schedule, (width, height): (u32, u32)) -> Fabric {
+    Fabric::new(device.clone(), schedule, Wafer::new(width, height))
+}
+
+#[test]
+fn supersteps_give_the_bits_of_the_fused_product_on_every_grid() {
+    let devices = rig::devices("superstep");
+    for device in devices.into_iter().chain([Device::reference().unwrap(), Device::oracle().unwrap()]) {
+        for form in FORMS {
+            for (shape, bias, accumulate) in
+                [((37, 211, 84), true, false), ((130, 70, 1030), false, true), ((1, 300, 5), true, true)]
+            {
+                let want = product(&fabric(&device, Schedule::Fused, (1, 1)), form, shape, bias, accumulate);
+                for grid in GRIDS {
+                    let got = product(&fabric(&device, Schedule::Superstep, grid), form, shape, bias, accumulate);
+                    assert!(got == want, "{form:?} {shape:?} on {grid:?} of {}", device.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_device_counts_what_the_wafer_predicts() {
+    for device in rig::devices("closed forms") {
+        for form in FORMS {
+            let (m, n, k) = (70, 211, 1030);
+            let variant = form.program().kernel.variant(device.class());
+            let block = |name: &str| u64::from(variant.get(name));
+            let padded = |x: u64| x.next_multiple_of(4);
+            let elements = match form {
+                Form::NT => (m * padded(k), n * padded(k)),
+                Form::NN => (m * padded(k), k * padded(n)),
+                Form::TN => (k * padded(m), k * padded(n)),
+            };
+            let cut = Product { m: (m, block("TM")), n: (n, block("TN")), k: (k, block("KB")), elements };
+            let [a, b, c, _] = operands(&device, form, (m as usize, n as usize, k as usize));
+            for (schedule, grid) in
+                [(Schedule::Fused, (2, 2))].into_iter().chain(GRIDS.map(|g| (Schedule::Superstep, g)))
+            {
+                let fabric = fabric(&device, schedule, grid);
+                let product = Matmul { form, a: &a, b: &b, c: &c, bias: None, accumulate: false };
+                matmul::run(&fabric, &product).unwrap();
+                let before = device.counters();
+                matmul::run(&fabric, &product).unwrap();
+                let counted = device.counters().since(&before);
+                let (dispatches, messages, exchanged_bytes) =
+                    (counted.dispatches, counted.messages, counted.exchanged_bytes);
+                let want = match schedule {
+                    Schedule::Fused => cut.fused(),
+                    Schedule::Superstep => cut.superstep(&fabric.wafer()),
+                };
+                assert_eq!(Cost { dispatches, messages, exchanged_bytes }, want, "{form:?} {schedule:?} {grid:?}");
+                assert_eq!(counted.allocations, 0, "a second run allocates nothing");
+            }
+        }
+    }
+}
+
+/// A program whose operands hold NaN whenever a superstep runs: only what was received before is sound.
+struct Poisoned<'a> {
+    program: &'a dyn Stepwise,
+    operands: [&'a gaufre::program::Matrix; 2],
+}
+
+impl Stepwise for Poisoned<'_> {
+    fn blocks(&self) -> (u32, u32) {
+        self.program.blocks()
+    }
+    fn steps(&self) -> u32 {
+        self.program.steps()
+    }
+    fn operands(&self) -> usize {
+        self.program.operands()
+    }
+    fn inbox(&self, operand: usize) -> (usize, usize) {
+        self.program.inbox(operand)
+    }
+    fn state(&self) -> usize {
+        self.program.state()
+    }
+    fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block> {
+        self.program.receives(i, j, step, operand)
+    }
+    fn launch(
+        &self,
+        device: &Device,
+        round: Round,
+        source: Source<'_>,
+        first: u32,
+        last: u32,
+        state: &gaufre::device::Buffer,
+    ) -> Result<()> {
+        let kept = self.operands.map(|x| device.download(&x.view).unwrap());
+        for x in self.operands {
+            device.upload(&x.view, &vec![f32::NAN; x.view.len])?;
+        }
+        let result = self.program.launch(device, round, source, first, last, state);
+        for (x, values) in self.operands.iter().zip(&kept) {
+            device.upload(&x.view, values)?;
+        }
+        result
+    }
+}
+
+#[test]
+fn a_superstep_reads_only_its_state_and_its_inbox() {
+    for device in rig::devices("poisoned operands") {
+        for form in FORMS {
+            let run = |schedule: Schedule, poison: bool| {
+                let [a, b, c, row] = operands(&device, form, (70, 150, 600));
+                let m = Matmul { form, a: &a, b: &b, c: &c, bias: Some(&row), accumulate: true };
+                let fabric = fabric(&device, schedule, (2, 1));
+                let program = matmul::stepwise(&fabric, &m).unwrap();
+                match poison {
+                    true => fabric.run(&Poisoned { program: &program, operands: [&a, &b] }).unwrap(),
+                    false => fabric.run(&program).unwrap(),
+                }
+                bits(&device, &c)
+            };
+            assert!(run(Schedule::Superstep, true) == run(Schedule::Fused, false), "{form:?} on {}", device.name());
+            // The poison works: read in place, it reaches the result.
+            assert!(run(Schedule::Fused, true) != run(Schedule::Fused, false));
+        }
+    }
+}
+
+#[test]
+fn a_program_larger_than_a_tile_is_refused_before_the_first_dispatch() {
+    let device = Device::host(1).unwrap().with_tile_sram(16 * 1024);
+    let [a, b, c, _] = operands(&device, Form::NT, (8, 8, 8));
+    let m = Matmul { form: Form::NT, a: &a, b: &b, c: &c, bias: None, accumulate: false };
+    let before = device.counters().dispatches;
+    let error = matmul::run(&fabric(&device, Schedule::Fused, (1, 1)), &m).unwrap_err();
+    assert!(matches!(error, DeviceError::Sram { .. }), "{error}");
+    assert_eq!(device.counters().dispatches, before);
+}
