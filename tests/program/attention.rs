@@ -1,1 +1,257 @@
-//! attention.
+//! Attention: every kernel and every shape of it within its bound; gradients against central differences in f64; both
+//! schedules, any grid and any number of threads give equal bits; what no query may see is never read.
+
+use crate::rig;
+use gaufre::device::{Class, Device, Kernel, Variant};
+use gaufre::program::attention::{self, Attention};
+use gaufre::program::schedule::{Fabric, Schedule};
+use gaufre::program::{Case, Matrix, Program, check, initial};
+use gaufre::wafer::Wafer;
+
+#[test]
+fn within_bound_on_every_device() {
+    for device in rig::devices("attention") {
+        for program in attention::PROGRAMS {
+            check::assert_within_bound(program, &device);
+        }
+    }
+}
+
+/// The cases that every shape of a kernel has room for.
+fn small_cases(program: &Program) -> Vec<Case> {
+    (program.cases)().into_iter().filter(|c| !c.label.contains("hd256")).collect()
+}
+
+#[test]
+fn every_variant_is_within_bound() {
+    const CASES: [fn() -> Vec<Case>; 4] = [
+        || small_cases(&attention::FORWARD),
+        || small_cases(&attention::DELTA),
+        || small_cases(&attention::BACKWARD_QUERY),
+        || small_cases(&attention::BACKWARD_KEY_VALUE),
+    ];
+    for device in rig::devices("attention variants") {
+        for (program, cases) in attention::PROGRAMS.into_iter().zip(CASES) {
+            for variant in program.kernel.variants.iter().filter(|v| v.classes.contains(&device.class())) {
+                // The oracle takes a shape for native code.
+                let variants: &'static [Variant] = vec![*variant, *program.kernel.variant(Class::Native)].leak();
+                let kernel = Kernel { variants, ..program.kernel.copy() };
+                let program: &'static Program =
+                    Box::leak(Box::new(Program { kernel, bound: program.bound, cases, fault: program.fault }));
+                check::assert_within_bound(program, &device);
+            }
+        }
+    }
+}
+
+/// All operands of one attention on one device: q, k, v in one buffer, their gradients in another.
+struct Operands {
+    shape: Attention,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    out: Matrix,
+    lse: Matrix,
+    d_out: Matrix,
+    delta: Matrix,
+    dq: Matrix,
+    dk: Matrix,
+    dv: Matrix,
+    qkv: Matrix,
+    d_qkv: Matrix,
+}
+
+impl Operands {
+    /// Queries and keys of one length share their rows; a cache has its own.
+    fn new(device: &Device, shape: &Attention) -> Operands {
+        let (qc, kc) = (shape.query_heads * shape.head_size, shape.key_value_heads * shape.head_size);
+        let rows = shape.batch * shape.key_value_rows;
+        let new = |label: &str, rows: usize, cols: usize| Matrix::new(device, label, rows, cols).unwrap();
+        let (qkv, d_qkv) = (new("qkv", rows, qc + 2 * kc), new("d_qkv", rows, qc + 2 * kc));
+        let queries = shape.batch * shape.query_len;
+        let scalars = |label| new(label, shape.batch * shape.query_heads, shape.query_len);
+        Operands {
+            shape: shape.clone(),
+            q: qkv.columns(0, qc).rows(0, queries),
+            k: qkv.columns(qc, kc),
+            v: qkv.columns(qc + kc, kc),
+            out: new("out", queries, qc),
+            lse: scalars("lse"),
+            d_out: new("d_out", queries, qc),
+            delta: scalars("delta"),
+            dq: d_qkv.columns(0, qc).rows(0, queries),
+            dk: d_qkv.columns(qc, kc),
+            dv: d_qkv.columns(qc + kc, kc),
+            qkv,
+            d_qkv,
+        }
+    }
+
+    fn random(device: &Device, shape: &Attention) -> Operands {
+        let operands = Operands::new(device, shape);
+        operands.qkv.upload(device, &normal(1, &operands.qkv)).unwrap();
+        operands.d_out.upload(device, &normal(2, &operands.d_out)).unwrap();
+        operands
+    }
+
+    fn forward(&self, fabric: &Fabric) {
+        attention::forward(fabric, &self.shape, &self.q, &self.k, &self.v, &self.out, &self.lse).unwrap();
+    }
+
+    fn backward(&self, fabric: &Fabric) {
+        let Operands { shape, q, k, v, out, lse, d_out, delta, dq, dk, dv, .. } = self;
+        attention::backward(fabric, shape, q, k, v, out, lse, d_out, delta, dq, dk, dv).unwrap();
+    }
+
+    /// Bits of out, lse, delta and all gradients.
+    fn results(&self, device: &Device) -> Vec<u32> {
+        [&self.out, &self.lse, &self.delta, &self.d_qkv]
+            .iter()
+            .flat_map(|m| device.download(&m.view).unwrap())
+            .map(f32::to_bits)
+            .collect()
+    }
+}
+
+fn normal(seed: u64, m: &Matrix) -> Vec<f32> {
+    (0..(m.rows * m.cols) as u64).map(|i| initial::normal(seed, i) as f32).collect()
+}
+
+fn fused(device: &Device) -> Fabric {
+    Fabric::new(device.clone(), Schedule::Fused, Wafer::new(4, 4))
+}
+
+fn plain(head_size: usize, len: usize) -> Attention {
+    Attention {
+        batch: 2,
+        query_heads: 3,
+        key_value_heads: 3,
+        head_size,
+        query_len: len,
+        key_value_len: len,
+        query_start: 0,
+        key_value_rows: len,
+        scale: 1.0 / (head_size as f32).sqrt(),
+        causal: true,
+    }
+}
+
+fn results(device: &Device, fabric: &Fabric, shape: &Attention) -> Vec<u32> {
+    let operands = Operands::random(device, shape);
+    operands.forward(fabric);
+    operands.backward(fabric);
+    operands.results(device)
+}
+
+#[test]
+fn superstep_equals_fused_bit_for_bit() {
+    let grouped = Attention { query_heads: 4, key_value_heads: 2, ..plain(12, 100) };
+    let full = Attention { batch: 1, causal: false, ..plain(28, 70) };
+    let large = Attention { batch: 1, query_heads: 1, key_value_heads: 1, ..plain(256, 37) };
+    let cache = Attention { query_len: 40, query_start: 90, key_value_len: 130, key_value_rows: 133, ..plain(9, 40) };
+    for device in rig::devices("attention schedules") {
+        for shape in [plain(28, 37), grouped.clone(), full.clone(), large.clone(), cache.clone()] {
+            let want = results(&device, &fused(&device), &shape);
+            for (width, height) in [(1, 1), (3, 2), (8, 8)] {
+                let fabric = Fabric::new(device.clone(), Schedule::Superstep, Wafer::new(width, height));
+                let differ = results(&device, &fabric, &shape).iter().zip(&want).filter(|(a, b)| a != b).count();
+                assert_eq!(differ, 0, "{} on {width} x {height}: {shape:?}", device.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_bits() {
+    for shape in [plain(28, 37), plain(64, 200)] {
+        let run = |threads| {
+            let device = Device::host(threads).unwrap();
+            results(&device, &fused(&device), &shape)
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(3), "{shape:?}");
+    }
+}
+
+#[test]
+fn gradients_match_central_differences() {
+    let device = Device::oracle().unwrap();
+    let fabric = fused(&device);
+    let grouped = Attention { query_heads: 4, key_value_heads: 2, batch: 1, ..plain(5, 6) };
+    let cache = Attention { query_len: 3, query_start: 4, key_value_len: 7, key_value_rows: 8, ..plain(4, 3) };
+    let full = Attention { causal: false, batch: 1, ..plain(3, 5) };
+    for shape in [grouped, cache, full] {
+        let operands = Operands::random(&device, &shape);
+        let cotangent = normal(2, &operands.d_out);
+        let inputs = normal(1, &operands.qkv);
+        let objective = |inputs: &[f32]| -> f64 {
+            operands.qkv.upload(&device, inputs).unwrap();
+            operands.forward(&fabric);
+            let out = operands.out.download_f64(&device).unwrap();
+            out.iter().zip(&cotangent).map(|(x, y)| x * f64::from(*y)).sum()
+        };
+        let step = 1.0 / 1024.0;
+        let differences: Vec<f64> = (0..inputs.len())
+            .map(|i| {
+                let mut moved = inputs.clone();
+                moved[i] = inputs[i] + step;
+                let (high, at_high) = (objective(&moved), f64::from(moved[i]));
+                moved[i] = inputs[i] - step;
+                (high - objective(&moved)) / (at_high - f64::from(moved[i]))
+            })
+            .collect();
+        objective(&inputs);
+        operands.backward(&fabric);
+        let gradient = operands.d_qkv.download_f64(&device).unwrap();
+        // The error of a central difference is h^2 / 6 times a third derivative, which is of the size of the gradients.
+        let size = gradient.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        for (i, (got, want)) in gradient.iter().zip(&differences).enumerate() {
+            let allowed = 16.0 * f64::from(step * step) * size;
+            assert!((got - want).abs() <= allowed, "{shape:?} element {i}: {got} against {want} within {allowed:e}");
+        }
+    }
+}
+
+#[test]
+fn hidden_rows_are_never_read() {
+    // Keys after the last query of a causal attention, and rows of a cache past its length.
+    let hidden = Attention { query_len: 10, key_value_len: 150, key_value_rows: 200, batch: 1, ..plain(28, 10) };
+    let cache = Attention { query_len: 1, query_start: 40, key_value_len: 41, key_value_rows: 200, ..hidden.clone() };
+    for device in rig::devices("attention poison") {
+        for schedule in [Schedule::Fused, Schedule::Superstep] {
+            let fabric = Fabric::new(device.clone(), schedule, Wafer::new(2, 2));
+            for shape in [&hidden, &cache] {
+                let operands = Operands::random(&device, shape);
+                operands.forward(&fabric);
+                let want = operands.out.download(&device).unwrap();
+                let mut values = normal(1, &operands.qkv);
+                let first = operands.k.offset;
+                for row in shape.query_start + shape.query_len..shape.key_value_rows {
+                    values[row * operands.qkv.cols..][first..operands.qkv.cols].fill(f32::NAN);
+                }
+                operands.qkv.upload(&device, &values).unwrap();
+                operands.out.upload(&device, &vec![f32::NAN; want.len()]).unwrap();
+                operands.forward(&fabric);
+                operands.backward(&fabric);
+                assert_eq!(want, operands.out.download(&device).unwrap(), "{} {schedule:?}", device.name());
+                let dq = operands.dq.download(&device).unwrap();
+                assert!(dq.iter().all(|x| x.is_finite()), "{} {schedule:?}: dq", device.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let device = rig::host();
+    let fabric = fused(&device);
+    let o = Operands::new(&device, &plain(8, 4));
+    for shape in [
+        Attention { head_size: 257, ..o.shape.clone() },
+        Attention { key_value_heads: 2, ..o.shape.clone() },
+        Attention { key_value_len: 5, ..o.shape.clone() },
+        Attention { query_len: 3, ..o.shape.clone() },
+    ] {
+        assert!(attention::forward(&fabric, &shape, &o.q, &o.k, &o.v, &o.out, &o.lse).is_err(), "{shape:?}");
+    }
+}

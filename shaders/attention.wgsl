@@ -1,0 +1,553 @@
+// Attention as an online softmax: forward, gradient of the queries, gradient of keys and values, and delta.
+// Struct `Params`, bindings and constants are generated from the declarations in src/program/attention/.
+//
+// A lane owns R rows of the tile's own block (queries, or keys in the last kernel) and is the only one that touches their
+// accumulators, so nothing is reduced across lanes. A step receives COLS rows of the other side, QUADS vec4 of them; where
+// STAGED, the workgroup first copies them into shared memory, transposed, else each lane reads them where they lie.
+// Received rows past the last live one repeat it with weight zero: memory beyond is never read.
+
+const LOWEST: f32 = -3.0e38;
+
+var<workgroup> acc: array<f32, ${HEAD*ROWS}>;
+//# if STAGED
+var<workgroup> stage: array<vec4<f32>, ${HEAD*QUADS}>;
+//# end
+
+struct Tile {
+    batch: u32,
+    block: u32,
+    head: u32,
+}
+
+fn tile_of(group: u32) -> Tile {
+    let i = p.first_row + group / p.width;
+    return Tile(i / p.own_blocks, i % p.own_blocks, p.first_col + group % p.width);
+}
+
+// The first key that a query at row `row` of its batch entry may not see.
+fn horizon(row: u32) -> u32 {
+    return select(p.key_value_len, min(p.key_value_len, p.query_start + row + 1u), p.causal == 1u);
+}
+
+// Row stride of an inbox.
+fn inbox_stride() -> u32 {
+    return (p.head_size + 7u) & ~7u;
+}
+
+// Addresses of received rows 4j .. 4j+4, of which `live` exist.
+fn quad_rows(base: u32, stride: u32, j: u32, live: u32) -> vec4<u32> {
+    return base + min(vec4<u32>(4u * j) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(live - 1u)) * stride;
+}
+
+//# entry attention_forward
+
+fn k_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(k[at.x + d], k[at.y + d], k[at.z + d], k[at.w + d]);
+}
+
+fn v_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(v[at.x + d], v[at.y + d], v[at.z + d], v[at.w + d]);
+}
+
+@compute @workgroup_size(WG, 1, 1)
+fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let tile = tile_of(group);
+    let size = p.head_size;
+    let first_query = tile.block * ROWS;
+    let visible = horizon(min(first_query + ROWS, p.query_len) - 1u);
+    let blocks = (visible + COLS - 1u) / COLS;
+    let saved = group * ROWS * (size + 2u) + lane;
+    //# repeat r 0..R
+    let row${r} = min(first_query + ${r}u * WG + lane, p.query_len - 1u);
+    let horizon${r} = horizon(row${r});
+    let q${r} = p.q_offset + (tile.batch * p.query_len + row${r}) * p.q_stride + tile.head * size;
+    var m${r} = LOWEST;
+    var l${r} = 0.0;
+    if (p.first_step > 0u) {
+        m${r} = state[saved + ${r}u * WG];
+        l${r} = state[saved + ROWS + ${r}u * WG];
+    }
+    for (var d = 0u; d < size; d++) {
+        var o = 0.0;
+        if (p.first_step > 0u) {
+            o = state[saved + (d + 2u) * ROWS + ${r}u * WG];
+        }
+        acc[d * ROWS + ${r}u * WG + lane] = o;
+    }
+    //# end
+    for (var step = p.first_step; step < min(p.last_step, blocks); step++) {
+        let first_key = (blocks - 1u - step) * COLS;
+        let live = min(COLS, visible - first_key);
+        let row = tile.batch * p.key_value_rows + first_key;
+        let column = tile.head / p.group * size;
+        var k_base = p.k_offset + row * p.k_stride + column;
+        var v_base = p.v_offset + row * p.v_stride + column;
+        var k_stride = p.k_stride;
+        var v_stride = p.v_stride;
+        if (p.inbox == 1u) {
+            k_stride = inbox_stride();
+            v_stride = k_stride;
+            k_base = group * COLS * k_stride;
+            v_base = k_base;
+        }
+        //# repeat j 0..QUADS
+        let k_at${j} = quad_rows(k_base, k_stride, ${j}u, live);
+        let v_at${j} = quad_rows(v_base, v_stride, ${j}u, live);
+        let keys${j} = vec4<u32>(first_key + ${4*j}u) + vec4<u32>(0u, 1u, 2u, 3u);
+        //# repeat r 0..R
+        var s${r}_${j} = vec4<f32>(0.0);
+        //# end
+        //# end
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = k_quad(k_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            let x${r} = vec4<f32>(q[q${r} + d]);
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = k_quad(k_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            s${r}_${j} = fma(x${r}, t${j}, s${r}_${j});
+            //# end
+            //# end
+        }
+        //# repeat r 0..R
+        var top${r} = m${r};
+        //# repeat j 0..QUADS
+        let seen${r}_${j} = keys${j} < vec4<u32>(horizon${r});
+        s${r}_${j} = select(vec4<f32>(LOWEST), p.scale * s${r}_${j}, seen${r}_${j});
+        top${r} = max(top${r}, max(max(s${r}_${j}.x, s${r}_${j}.y), max(s${r}_${j}.z, s${r}_${j}.w)));
+        //# end
+        let fade${r} = exp(m${r} - top${r});
+        m${r} = top${r};
+        l${r} = l${r} * fade${r};
+        //# repeat j 0..QUADS
+        s${r}_${j} = select(vec4<f32>(0.0), exp(s${r}_${j} - vec4<f32>(m${r})), seen${r}_${j});
+        l${r} = l${r} + s${r}_${j}.x;
+        l${r} = l${r} + s${r}_${j}.y;
+        l${r} = l${r} + s${r}_${j}.z;
+        l${r} = l${r} + s${r}_${j}.w;
+        //# end
+        //# end
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = v_quad(v_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            var o${r} = acc[d * ROWS + ${r}u * WG + lane] * fade${r};
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = v_quad(v_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            o${r} = fma(s${r}_${j}.x, t${j}.x, o${r});
+            o${r} = fma(s${r}_${j}.y, t${j}.y, o${r});
+            o${r} = fma(s${r}_${j}.z, t${j}.z, o${r});
+            o${r} = fma(s${r}_${j}.w, t${j}.w, o${r});
+            //# end
+            //# end
+            //# repeat r 0..R
+            acc[d * ROWS + ${r}u * WG + lane] = o${r};
+            //# end
+        }
+    }
+    //# repeat r 0..R
+    if (p.last_step < p.steps) {
+        state[saved + ${r}u * WG] = m${r};
+        state[saved + ROWS + ${r}u * WG] = l${r};
+        for (var d = 0u; d < size; d++) {
+            state[saved + (d + 2u) * ROWS + ${r}u * WG] = acc[d * ROWS + ${r}u * WG + lane];
+        }
+    } else if (first_query + ${r}u * WG + lane < p.query_len) {
+        let o_at${r} = p.o_offset + (tile.batch * p.query_len + row${r}) * p.o_stride + tile.head * size;
+        for (var d = 0u; d < size; d++) {
+            out[o_at${r} + d] = acc[d * ROWS + ${r}u * WG + lane] / l${r};
+        }
+        lse[p.row_offset + (tile.batch * p.query_heads + tile.head) * p.row_stride + row${r}] = m${r} + log(l${r});
+    }
+    //# end
+}
+
+//# entry attention_backward_query
+
+fn k_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(k[at.x + d], k[at.y + d], k[at.z + d], k[at.w + d]);
+}
+
+fn v_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(v[at.x + d], v[at.y + d], v[at.z + d], v[at.w + d]);
+}
+
+@compute @workgroup_size(WG, 1, 1)
+fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let tile = tile_of(group);
+    let size = p.head_size;
+    let first_query = tile.block * ROWS;
+    let visible = horizon(min(first_query + ROWS, p.query_len) - 1u);
+    let blocks = (visible + COLS - 1u) / COLS;
+    let saved = group * ROWS * size + lane;
+    //# repeat r 0..R
+    let row${r} = min(first_query + ${r}u * WG + lane, p.query_len - 1u);
+    let horizon${r} = horizon(row${r});
+    let q${r} = p.q_offset + (tile.batch * p.query_len + row${r}) * p.q_stride + tile.head * size;
+    let o${r} = p.o_offset + (tile.batch * p.query_len + row${r}) * p.o_stride + tile.head * size;
+    let scalar${r} = p.row_offset + (tile.batch * p.query_heads + tile.head) * p.row_stride + row${r};
+    let lse${r} = vec4<f32>(lse[scalar${r}]);
+    let delta${r} = vec4<f32>(delta[scalar${r}]);
+    for (var d = 0u; d < size; d++) {
+        var x = 0.0;
+        if (p.first_step > 0u) {
+            x = state[saved + d * ROWS + ${r}u * WG];
+        }
+        acc[d * ROWS + ${r}u * WG + lane] = x;
+    }
+    //# end
+    for (var step = p.first_step; step < min(p.last_step, blocks); step++) {
+        let first_key = (blocks - 1u - step) * COLS;
+        let live = min(COLS, visible - first_key);
+        let row = tile.batch * p.key_value_rows + first_key;
+        let column = tile.head / p.group * size;
+        var k_base = p.k_offset + row * p.k_stride + column;
+        var v_base = p.v_offset + row * p.v_stride + column;
+        var k_stride = p.k_stride;
+        var v_stride = p.v_stride;
+        if (p.inbox == 1u) {
+            k_stride = inbox_stride();
+            v_stride = k_stride;
+            k_base = group * COLS * k_stride;
+            v_base = k_base;
+        }
+        //# repeat j 0..QUADS
+        let k_at${j} = quad_rows(k_base, k_stride, ${j}u, live);
+        let v_at${j} = quad_rows(v_base, v_stride, ${j}u, live);
+        let keys${j} = vec4<u32>(first_key + ${4*j}u) + vec4<u32>(0u, 1u, 2u, 3u);
+        //# repeat r 0..R
+        var s${r}_${j} = vec4<f32>(0.0);
+        var dp${r}_${j} = vec4<f32>(0.0);
+        //# end
+        //# end
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = v_quad(v_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            let x${r} = vec4<f32>(d_out[o${r} + d]);
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = v_quad(v_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            dp${r}_${j} = fma(x${r}, t${j}, dp${r}_${j});
+            //# end
+            //# end
+        }
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = k_quad(k_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            let x${r} = vec4<f32>(q[q${r} + d]);
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = k_quad(k_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            s${r}_${j} = fma(x${r}, t${j}, s${r}_${j});
+            //# end
+            //# end
+        }
+        //# repeat r 0..R
+        //# repeat j 0..QUADS
+        let p${r}_${j} = exp(p.scale * s${r}_${j} - lse${r});
+        s${r}_${j} = select(vec4<f32>(0.0), p${r}_${j} * (dp${r}_${j} - delta${r}), keys${j} < vec4<u32>(horizon${r}));
+        //# end
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            var x${r} = acc[d * ROWS + ${r}u * WG + lane];
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = k_quad(k_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            x${r} = fma(s${r}_${j}.x, t${j}.x, x${r});
+            x${r} = fma(s${r}_${j}.y, t${j}.y, x${r});
+            x${r} = fma(s${r}_${j}.z, t${j}.z, x${r});
+            x${r} = fma(s${r}_${j}.w, t${j}.w, x${r});
+            //# end
+            //# end
+            //# repeat r 0..R
+            acc[d * ROWS + ${r}u * WG + lane] = x${r};
+            //# end
+        }
+    }
+    //# repeat r 0..R
+    if (p.last_step < p.steps) {
+        for (var d = 0u; d < size; d++) {
+            state[saved + d * ROWS + ${r}u * WG] = acc[d * ROWS + ${r}u * WG + lane];
+        }
+    } else if (first_query + ${r}u * WG + lane < p.query_len) {
+        let at${r} = p.grad_offset + (tile.batch * p.query_len + row${r}) * p.grad_stride + tile.head * size;
+        for (var d = 0u; d < size; d++) {
+            dq[at${r} + d] = p.scale * acc[d * ROWS + ${r}u * WG + lane];
+        }
+    }
+    //# end
+}
+
+//# entry attention_backward_key_value
+
+var<workgroup> acc_v: array<f32, ${HEAD*ROWS}>;
+
+fn q_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(q[at.x + d], q[at.y + d], q[at.z + d], q[at.w + d]);
+}
+
+fn o_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
+    return vec4<f32>(d_out[at.x + d], d_out[at.y + d], d_out[at.z + d], d_out[at.w + d]);
+}
+
+@compute @workgroup_size(WG, 1, 1)
+fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let tile = tile_of(group);
+    let size = p.head_size;
+    let first_key = tile.block * ROWS;
+    let query_blocks = (p.query_len + COLS - 1u) / COLS;
+    // The first block of queries of which one sees a key of this tile.
+    let near = select(0u, (max(first_key, p.query_start) - p.query_start) / COLS, p.causal == 1u);
+    let saved = group * 2u * ROWS * size + lane;
+    //# repeat r 0..R
+    let row${r} = min(first_key + ${r}u * WG + lane, p.key_value_len - 1u);
+    let k${r} = p.k_offset + (tile.batch * p.key_value_rows + row${r}) * p.k_stride + tile.head * size;
+    let v${r} = p.v_offset + (tile.batch * p.key_value_rows + row${r}) * p.v_stride + tile.head * size;
+    for (var d = 0u; d < size; d++) {
+        var x = 0.0;
+        var y = 0.0;
+        if (p.first_step > 0u) {
+            x = state[saved + d * ROWS + ${r}u * WG];
+            y = state[saved + (size + d) * ROWS + ${r}u * WG];
+        }
+        acc[d * ROWS + ${r}u * WG + lane] = x;
+        acc_v[d * ROWS + ${r}u * WG + lane] = y;
+    }
+    //# end
+    for (var step = p.first_step; step < p.last_step; step++) {
+        let block = near + step % query_blocks;
+        if (block >= query_blocks) {
+            continue;
+        }
+        let head = tile.head * p.group + step / query_blocks;
+        let first_query = block * COLS;
+        let live = min(COLS, p.query_len - first_query);
+        let row = tile.batch * p.query_len + first_query;
+        var q_base = p.q_offset + row * p.q_stride + head * size;
+        var o_base = p.o_offset + row * p.o_stride + head * size;
+        var scalar = p.row_offset + (tile.batch * p.query_heads + head) * p.row_stride + first_query;
+        var q_stride = p.q_stride;
+        var o_stride = p.o_stride;
+        if (p.inbox == 1u) {
+            q_stride = inbox_stride();
+            o_stride = q_stride;
+            q_base = group * COLS * q_stride;
+            o_base = q_base;
+            scalar = group * COLS;
+        }
+        //# repeat j 0..QUADS
+        let q_at${j} = quad_rows(q_base, q_stride, ${j}u, live);
+        let o_at${j} = quad_rows(o_base, o_stride, ${j}u, live);
+        let scalar_at${j} = quad_rows(scalar, 1u, ${j}u, live);
+        let lse${j} = vec4<f32>(lse[scalar_at${j}.x], lse[scalar_at${j}.y], lse[scalar_at${j}.z], lse[scalar_at${j}.w]);
+        let delta${j} = vec4<f32>(delta[scalar_at${j}.x], delta[scalar_at${j}.y], delta[scalar_at${j}.z], delta[scalar_at${j}.w]);
+        let queries${j} = vec4<u32>(first_query + ${4*j}u) + vec4<u32>(0u, 1u, 2u, 3u);
+        //# repeat r 0..R
+        var s${r}_${j} = vec4<f32>(0.0);
+        var dp${r}_${j} = vec4<f32>(0.0);
+        //# end
+        //# end
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = q_quad(q_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            let x${r} = vec4<f32>(k[k${r} + d]);
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = q_quad(q_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            s${r}_${j} = fma(x${r}, t${j}, s${r}_${j});
+            //# end
+            //# end
+        }
+        //# repeat r 0..R
+        //# repeat j 0..QUADS
+        let seen${r}_${j} = (queries${j} < vec4<u32>(p.query_len))
+            & ((queries${j} + vec4<u32>(p.query_start) >= vec4<u32>(row${r})) | vec4<bool>(p.causal == 0u));
+        s${r}_${j} = select(vec4<f32>(0.0), exp(p.scale * s${r}_${j} - lse${j}), seen${r}_${j});
+        //# end
+        //# end
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = o_quad(o_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            let x${r} = vec4<f32>(v[v${r} + d]);
+            var y${r} = acc_v[d * ROWS + ${r}u * WG + lane];
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = o_quad(o_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            dp${r}_${j} = fma(x${r}, t${j}, dp${r}_${j});
+            y${r} = fma(s${r}_${j}.x, t${j}.x, y${r});
+            y${r} = fma(s${r}_${j}.y, t${j}.y, y${r});
+            y${r} = fma(s${r}_${j}.z, t${j}.z, y${r});
+            y${r} = fma(s${r}_${j}.w, t${j}.w, y${r});
+            //# end
+            //# end
+            //# repeat r 0..R
+            acc_v[d * ROWS + ${r}u * WG + lane] = y${r};
+            //# end
+        }
+        //# repeat r 0..R
+        //# repeat j 0..QUADS
+        s${r}_${j} = select(vec4<f32>(0.0), s${r}_${j} * (dp${r}_${j} - delta${j}), seen${r}_${j});
+        //# end
+        //# end
+        //# if STAGED
+        workgroupBarrier();
+        for (var d = lane; d < size; d += WG) {
+            //# repeat j 0..QUADS
+            stage[d * QUADS + ${j}u] = q_quad(q_at${j}, d);
+            //# end
+        }
+        workgroupBarrier();
+        //# end
+        for (var d = 0u; d < size; d++) {
+            //# repeat r 0..R
+            var x${r} = acc[d * ROWS + ${r}u * WG + lane];
+            //# end
+            //# repeat j 0..QUADS
+            //# if STAGED
+            let t${j} = stage[d * QUADS + ${j}u];
+            //# else
+            let t${j} = q_quad(q_at${j}, d);
+            //# end
+            //# repeat r 0..R
+            x${r} = fma(s${r}_${j}.x, t${j}.x, x${r});
+            x${r} = fma(s${r}_${j}.y, t${j}.y, x${r});
+            x${r} = fma(s${r}_${j}.z, t${j}.z, x${r});
+            x${r} = fma(s${r}_${j}.w, t${j}.w, x${r});
+            //# end
+            //# end
+            //# repeat r 0..R
+            acc[d * ROWS + ${r}u * WG + lane] = x${r};
+            //# end
+        }
+    }
+    //# repeat r 0..R
+    if (p.last_step < p.steps) {
+        for (var d = 0u; d < size; d++) {
+            state[saved + d * ROWS + ${r}u * WG] = acc[d * ROWS + ${r}u * WG + lane];
+            state[saved + (size + d) * ROWS + ${r}u * WG] = acc_v[d * ROWS + ${r}u * WG + lane];
+        }
+    } else if (first_key + ${r}u * WG + lane < p.key_value_len) {
+        let at${r} = tile.batch * p.key_value_rows + row${r};
+        for (var d = 0u; d < size; d++) {
+            dkv[p.grad_offset + at${r} * p.grad_stride + tile.head * size + d] = p.scale * acc[d * ROWS + ${r}u * WG + lane];
+            dkv[p.grad_v_offset + at${r} * p.grad_v_stride + tile.head * size + d] = acc_v[d * ROWS + ${r}u * WG + lane];
+        }
+    }
+    //# end
+}
+
+//# entry attention_delta
+
+@compute @workgroup_size(WG, 1, 1)
+fn attention_delta(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    let tile = tile_of(group);
+    let row = tile.block * ROWS + lane;
+    if (group >= p.groups || row >= p.query_len) {
+        return;
+    }
+    let at = tile.batch * p.query_len + row;
+    let o_at = p.o_offset + at * p.o_stride + tile.head * p.head_size;
+    let d_at = p.grad_offset + at * p.grad_stride + tile.head * p.head_size;
+    var sum = 0.0;
+    for (var d = 0u; d < p.head_size; d++) {
+        sum = fma(out[o_at + d], d_out[d_at + d], sum);
+    }
+    delta[p.row_offset + (tile.batch * p.query_heads + tile.head) * p.row_stride + row] = sum;
+}

@@ -1,4 +1,0 @@
-//! Placeholder: attention.
-use super::Program;
-/// Programs of this file.
-pub static PROGRAMS: [&Program; 0] = [];

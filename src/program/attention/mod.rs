@@ -1,0 +1,428 @@
+//! Attention as an online softmax over blocks of keys and values, forward and backward; no matrix of queries by keys is
+//! ever stored. It knows heads, positions and blocks; it must never know where in a model it stands.
+//!
+//! `s = scale * q . k`, `p = softmax(s)` over the keys a query may see, `out = p v`; backward recomputes `p` from the saved
+//! `lse = ln sum exp s`: `dv = p^T dout`, `ds = p * (dout v^T - delta)`, `dq = scale ds k`, `dk = scale ds^T q`,
+//! `delta = rowsum(dout * out)` (Dao et al., arXiv 2205.14135, 2307.08691).
+//!
+//! Four kernels. `attention_forward` and `attention_backward_query` keep a block of queries of one head on a tile and
+//! receive blocks of keys and values from the farthest the block may see, downwards: with causal attention the diagonal
+//! comes first, wholly masked blocks never come, and from one step to the next the blocks shift by one tile along y.
+//! `attention_backward_key_value` keeps a block of keys and values of one key/value head and receives, for each query head
+//! of its group in turn, the blocks of queries from the diagonal upwards. `attention_delta` is local to a tile.
+//!
+//! Order of additions: a dot product over the head size adds index by index, ascending, in one accumulator; the sums over
+//! keys (`l`, `out`, `dq`) add block by block, descending, keys ascending inside a block; the sums over queries (`dk`, `dv`)
+//! add head by head, block by block and query by query, ascending. `l` and `out` are rescaled once a block, so the number
+//! of columns of a block (`COLS` of the variant) is part of the order.
+
+mod cases;
+mod host;
+mod multiply;
+mod pass;
+mod reference;
+
+use super::{Matrix, Program};
+use crate::device::{Class, DeviceError, Kernel, Lane, Result, Variant, read, write};
+use crate::program::schedule::Fabric;
+use pass::{Kind, Pass};
+
+/// Largest head size that a tile has room for.
+pub const MAX_HEAD_SIZE: usize = 256;
+
+/// The shape of one attention: which rows belong together and which keys a query may see.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Sequences.
+    pub batch: usize,
+    /// Heads of the queries: a multiple of `key_value_heads`.
+    pub query_heads: usize,
+    /// Heads of keys and values; query head `h` attends to head `h / (query_heads / key_value_heads)`.
+    pub key_value_heads: usize,
+    /// Columns of a head, at most [`MAX_HEAD_SIZE`].
+    pub head_size: usize,
+    /// Queries of a sequence.
+    pub query_len: usize,
+    /// Keys and values of a sequence.
+    pub key_value_len: usize,
+    /// Position of the first query; keys start at position 0.
+    pub query_start: usize,
+    /// Rows from one sequence to the next in keys and values: a cache is longer than `key_value_len`.
+    pub key_value_rows: usize,
+    /// What scores are multiplied by before the softmax.
+    pub scale: f32,
+    /// Whether a query sees only keys at its position and before.
+    pub causal: bool,
+}
+
+crate::params! {
+    /// Parameters of all four kernels. `own` is the side that stays on the tile: keys and values in
+    /// `attention_backward_key_value`, queries elsewhere. Offsets and strides are elements.
+    pub struct AttentionParams {
+        /// First step of this launch: restores the saved state when not 0.
+        first_step: u32,
+        /// One past the last step: results are written when it is `steps`, else the state is saved.
+        last_step: u32,
+        /// Steps of the longest tile.
+        steps: u32,
+        /// 1: received blocks lie in inboxes, one after the other by workgroup.
+        inbox: u32,
+        /// First block row of the round.
+        first_row: u32,
+        /// First block column of the round.
+        first_col: u32,
+        /// Block columns of the round.
+        width: u32,
+        /// Own blocks of a sequence.
+        own_blocks: u32,
+        /// Query heads.
+        query_heads: u32,
+        /// Query heads of a key/value head.
+        group: u32,
+        /// Columns of a head.
+        head_size: u32,
+        /// Queries of a sequence.
+        query_len: u32,
+        /// Keys of a sequence.
+        key_value_len: u32,
+        /// Position of the first query.
+        query_start: u32,
+        /// Rows from one sequence to the next in keys and values.
+        key_value_rows: u32,
+        /// Factor of the scores.
+        scale: f32,
+        /// 1: causal.
+        causal: u32,
+        /// Queries.
+        q_offset: u32,
+        q_stride: u32,
+        /// Keys.
+        k_offset: u32,
+        k_stride: u32,
+        /// Values.
+        v_offset: u32,
+        v_stride: u32,
+        /// `out` (forward, delta) or `d_out` (backward).
+        o_offset: u32,
+        o_stride: u32,
+        /// `dq`, `dk`, or `d_out` (delta).
+        grad_offset: u32,
+        grad_stride: u32,
+        /// `dv`.
+        grad_v_offset: u32,
+        grad_v_stride: u32,
+        /// `lse` and `delta`: one row a sequence and query head.
+        row_offset: u32,
+        row_stride: u32,
+    }
+}
+
+impl AttentionParams {
+    /// The first key that query `row` of a sequence may not see.
+    fn horizon(&self, row: usize) -> usize {
+        let len = self.key_value_len as usize;
+        if self.causal == 1 { len.min(self.query_start as usize + row + 1) } else { len }
+    }
+
+    /// The first block of `cols` queries of which one sees key `key`; may lie past the last block.
+    fn near(&self, key: usize, cols: usize) -> usize {
+        if self.causal == 1 { key.saturating_sub(self.query_start as usize) / cols } else { 0 }
+    }
+}
+
+const GPU: &[Class] = &[Class::Gpu];
+const SOFTWARE: &[Class] = &[Class::Software];
+const NATIVE: &[Class] = &[Class::Native];
+
+/// A shape for WGSL: lanes, rows a lane, columns a block, largest head size, whether blocks are staged in shared memory.
+macro_rules! tile {
+    ($name:literal, $classes:ident, $wg:literal x $rows:literal, $cols:literal, $head:literal, staged $staged:literal) => {
+        Variant {
+            name: $name,
+            classes: $classes,
+            constants: &[
+                ("WG", $wg),
+                ("R", $rows),
+                ("ROWS", $wg * $rows),
+                ("COLS", $cols),
+                ("QUADS", $cols / 4),
+                ("HEAD", $head),
+                ("STAGED", $staged),
+            ],
+        }
+    };
+}
+
+/// A shape for native code.
+macro_rules! native {
+    ($name:literal, $rows:literal x $cols:literal, $head:literal) => {
+        Variant { name: $name, classes: NATIVE, constants: &[("ROWS", $rows), ("COLS", $cols), ("HEAD", $head)] }
+    };
+}
+
+/// The first of a class takes every head size; [`variant_for`] prefers the smallest that holds the head.
+const QUERY_VARIANTS: &[Variant] = &[
+    tile!("gpu16x8h256", GPU, 16 x 1, 8, 256, staged 1),
+    tile!("gpu64x16h64", GPU, 64 x 1, 16, 64, staged 1),
+    tile!("lanes8x2x16h256", SOFTWARE, 8 x 2, 16, 256, staged 0),
+    tile!("lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0),
+    native!("host32x64h256", 32 x 64, 256),
+    native!("host64x64h128", 64 x 64, 128),
+];
+
+/// Two accumulators a row instead of one, so half the rows.
+const KEY_VALUE_VARIANTS: &[Variant] = &[
+    tile!("gpu8x8h256", GPU, 8 x 1, 8, 256, staged 1),
+    tile!("gpu32x16h64", GPU, 32 x 1, 16, 64, staged 1),
+    tile!("lanes8x1x16h256", SOFTWARE, 8 x 1, 16, 256, staged 0),
+    tile!("lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0),
+    native!("host16x64h256", 16 x 64, 256),
+    native!("host32x64h128", 32 x 64, 128),
+    native!("host64x64h64", 64 x 64, 64),
+];
+
+const DELTA_VARIANTS: &[Variant] = &[tile!("rows64", ALL, 64 x 1, 4, 1, staged 0)];
+const ALL: &[Class] = crate::device::ALL_CLASSES;
+
+/// The shape of a kernel for a head size: of a class, the one with the least room that suffices.
+fn variant_for(kernel: &'static Kernel, class: Class, head_size: usize) -> &'static Variant {
+    kernel
+        .variants
+        .iter()
+        .filter(|v| v.classes.contains(&class) && v.get("HEAD") as usize >= head_size)
+        .min_by_key(|v| v.get("HEAD"))
+        .unwrap_or_else(|| kernel.variant(class))
+}
+
+/// The programs, in the order of a training step.
+pub static PROGRAMS: [&Program; 4] = [&FORWARD, &DELTA, &BACKWARD_QUERY, &BACKWARD_KEY_VALUE];
+
+const WGSL: &str = include_str!("../../../shaders/attention.wgsl");
+
+/// `out` and `lse`: bindings q, k, v, out, lse, state.
+pub static FORWARD: Program = Program {
+    kernel: Kernel {
+        name: "attention_forward",
+        wgsl: WGSL,
+        bindings: &[
+            read("q", Lane::F32),
+            read("k", Lane::F32),
+            read("v", Lane::F32),
+            write("out", Lane::F32),
+            write("lse", Lane::F32),
+            write("state", Lane::F32),
+        ],
+        params: AttentionParams::FIELDS,
+        variants: QUERY_VARIANTS,
+        tile_bytes: |v| 4 * v.get("ROWS") * (v.get("HEAD") + 2),
+        reference_f32: reference::forward,
+        reference_f64: reference::forward,
+        host: Some(host::forward),
+    },
+    bound: reference::forward_bound,
+    cases: cases::forward,
+    fault: ("* fade", "+ fade"),
+};
+
+/// `delta = rowsum(dout * out)`: bindings out, d_out, delta.
+pub static DELTA: Program = Program {
+    kernel: Kernel {
+        name: "attention_delta",
+        wgsl: WGSL,
+        bindings: &[read("out", Lane::F32), read("d_out", Lane::F32), write("delta", Lane::F32)],
+        params: AttentionParams::FIELDS,
+        variants: DELTA_VARIANTS,
+        tile_bytes: |_| 0,
+        reference_f32: reference::delta,
+        reference_f64: reference::delta,
+        host: Some(host::delta),
+    },
+    bound: reference::delta_bound,
+    cases: cases::delta,
+    fault: ("var sum = 0.0", "var sum = 0.01"),
+};
+
+/// `dq`: bindings q, k, v, d_out, lse, delta, dq, state.
+pub static BACKWARD_QUERY: Program = Program {
+    kernel: Kernel {
+        name: "attention_backward_query",
+        wgsl: WGSL,
+        bindings: &[
+            read("q", Lane::F32),
+            read("k", Lane::F32),
+            read("v", Lane::F32),
+            read("d_out", Lane::F32),
+            read("lse", Lane::F32),
+            read("delta", Lane::F32),
+            write("dq", Lane::F32),
+            write("state", Lane::F32),
+        ],
+        params: AttentionParams::FIELDS,
+        variants: QUERY_VARIANTS,
+        tile_bytes: |v| 4 * v.get("ROWS") * v.get("HEAD"),
+        reference_f32: reference::backward_query,
+        reference_f64: reference::backward_query,
+        host: Some(host::backward_query),
+    },
+    bound: reference::backward_query_bound,
+    cases: cases::backward_query,
+    fault: ("- delta", "+ delta"),
+};
+
+/// `dk` and `dv`, in one buffer at two offsets: bindings q, k, v, d_out, lse, delta, dkv, state.
+pub static BACKWARD_KEY_VALUE: Program = Program {
+    kernel: Kernel {
+        name: "attention_backward_key_value",
+        wgsl: WGSL,
+        bindings: &[
+            read("q", Lane::F32),
+            read("k", Lane::F32),
+            read("v", Lane::F32),
+            read("d_out", Lane::F32),
+            read("lse", Lane::F32),
+            read("delta", Lane::F32),
+            write("dkv", Lane::F32),
+            write("state", Lane::F32),
+        ],
+        params: AttentionParams::FIELDS,
+        variants: KEY_VALUE_VARIANTS,
+        tile_bytes: |v| 8 * v.get("ROWS") * v.get("HEAD"),
+        reference_f32: reference::backward_key_value,
+        reference_f64: reference::backward_key_value,
+        host: Some(host::backward_key_value),
+    },
+    bound: reference::backward_key_value_bound,
+    cases: cases::backward_key_value,
+    fault: ("- delta", "+ delta"),
+};
+
+/// Queues the forward pass. `q` is `[batch * query_len, query_heads * head_size]`, `k` and `v`
+/// `[batch * key_value_rows, key_value_heads * head_size]`, `out` like `q`, `lse` `[batch * query_heads, query_len]`; any may
+/// be a slice of a wider matrix. Padding columns are left as they are.
+///
+/// # Errors
+/// [`DeviceError::Usage`] for a shape that is none or matrices that do not have it; what the device says.
+pub fn forward(
+    fabric: &Fabric,
+    shape: &Attention,
+    q: &Matrix,
+    k: &Matrix,
+    v: &Matrix,
+    out: &Matrix,
+    lse: &Matrix,
+) -> Result<()> {
+    shape.check(&[q, out], &[k, v], &[lse])?;
+    let mut params = shape.params(q, k, v, lse);
+    (params.o_offset, params.o_stride) = place(out);
+    let views = [q, k, v, out, lse].map(|m| m.view.clone()).to_vec();
+    let received = vec![k.clone(), v.clone()];
+    fabric.run(&Pass::new(Kind::Forward, shape, fabric.device().class(), params, views, received))
+}
+
+/// Queues the backward pass from `d_out`: writes `delta` (`[batch * query_heads, query_len]`, at the offset and stride of
+/// `lse`), `dq`, `dk` and `dv` (of the shapes of `q`, `k`, `v`; `dk` and `dv` slices of one view). Rows of `dk` and `dv` past
+/// `key_value_len` are left as they are.
+///
+/// # Errors
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)] // the operands of the formula, in its order
+pub fn backward(
+    fabric: &Fabric,
+    shape: &Attention,
+    q: &Matrix,
+    k: &Matrix,
+    v: &Matrix,
+    out: &Matrix,
+    lse: &Matrix,
+    d_out: &Matrix,
+    delta: &Matrix,
+    dq: &Matrix,
+    dk: &Matrix,
+    dv: &Matrix,
+) -> Result<()> {
+    shape.check(&[q, out, d_out, dq], &[k, v, dk, dv], &[lse, delta])?;
+    let same_view = |a: &Matrix, b: &Matrix| (a.view.offset, a.view.len) == (b.view.offset, b.view.len);
+    if !same_view(dk, dv) {
+        return Err(DeviceError::Usage("attention: dk and dv must be slices of one view".into()));
+    }
+    if place(lse) != place(delta) {
+        return Err(DeviceError::Usage("attention: lse and delta must have one offset and one stride".into()));
+    }
+    let device = fabric.device();
+    let mut params = shape.params(q, k, v, lse);
+    (params.o_offset, params.o_stride) = place(out);
+    (params.grad_offset, params.grad_stride) = place(d_out);
+    let delta_kernel = &DELTA.kernel;
+    params.own_blocks = shape.query_len.div_ceil(delta_kernel.variant(device.class()).get("ROWS") as usize) as u32;
+    params.width = params.query_heads;
+    let groups = shape.batch as u32 * params.own_blocks * params.width;
+    super::launch(device, delta_kernel, &params, |_| groups, &[out, d_out, delta].map(|m| m.view.clone()))?;
+
+    (params.o_offset, params.o_stride) = place(d_out);
+    let operands = |last: &Matrix| [q, k, v, d_out, lse, delta, last].map(|m| m.view.clone()).to_vec();
+    (params.grad_offset, params.grad_stride) = place(dq);
+    let received = vec![k.clone(), v.clone()];
+    fabric.run(&Pass::new(Kind::Query, shape, device.class(), params, operands(dq), received))?;
+
+    (params.grad_offset, params.grad_stride) = place(dk);
+    (params.grad_v_offset, params.grad_v_stride) = place(dv);
+    let received = vec![q.clone(), d_out.clone(), lse.clone(), delta.clone()];
+    fabric.run(&Pass::new(Kind::KeyValue, shape, device.class(), params, operands(dk), received))
+}
+
+fn place(m: &Matrix) -> (u32, u32) {
+    (m.offset as u32, m.stride as u32)
+}
+
+impl Attention {
+    /// Query heads that share a head of keys and values.
+    fn group(&self) -> usize {
+        self.query_heads / self.key_value_heads
+    }
+
+    fn check(&self, queries: &[&Matrix], keys: &[&Matrix], scalars: &[&Matrix]) -> Result<()> {
+        let fail = |what: String| Err(DeviceError::Usage(format!("attention: {what} in {self:?}")));
+        if self.head_size == 0 || self.head_size > MAX_HEAD_SIZE {
+            return fail(format!("head size {} is not in 1..={MAX_HEAD_SIZE}", self.head_size));
+        }
+        if self.key_value_heads == 0 || self.query_heads == 0 || self.query_heads % self.key_value_heads != 0 {
+            return fail("query heads are not a multiple of key/value heads".into());
+        }
+        if self.key_value_len == 0 || self.key_value_len > self.key_value_rows {
+            return fail("key_value_len is not in 1..=key_value_rows".into());
+        }
+        let shapes = [
+            (queries, self.batch * self.query_len, self.query_heads * self.head_size),
+            (keys, self.batch * self.key_value_rows, self.key_value_heads * self.head_size),
+            (scalars, self.batch * self.query_heads, self.query_len),
+        ];
+        for (matrices, rows, cols) in shapes {
+            if let Some(m) = matrices.iter().find(|m| (m.rows, m.cols) != (rows, cols)) {
+                return fail(format!("a matrix is {} x {}, should be {rows} x {cols}", m.rows, m.cols));
+            }
+            if matrices.iter().any(|m| m.offset + m.rows * m.stride >= u32::MAX as usize) {
+                return fail("an operand is too long for 32-bit addresses".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything but what belongs to one kernel or one launch.
+    fn params(&self, q: &Matrix, k: &Matrix, v: &Matrix, scalars: &Matrix) -> AttentionParams {
+        let mut p: AttentionParams = bytemuck::Zeroable::zeroed();
+        p.query_heads = self.query_heads as u32;
+        p.group = self.group() as u32;
+        p.head_size = self.head_size as u32;
+        p.query_len = self.query_len as u32;
+        p.key_value_len = self.key_value_len as u32;
+        p.query_start = self.query_start as u32;
+        p.key_value_rows = self.key_value_rows as u32;
+        p.scale = self.scale;
+        p.causal = self.causal as u32;
+        (p.q_offset, p.q_stride) = place(q);
+        (p.k_offset, p.k_stride) = place(k);
+        (p.v_offset, p.v_stride) = place(v);
+        (p.row_offset, p.row_stride) = place(scalars);
+        p
+    }
+}

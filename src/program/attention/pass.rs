@@ -1,0 +1,165 @@
+//! One of the three stepwise kernels with its operands, ready for a fabric: blocks, steps, and what a tile receives when.
+//! It knows the route; it must never know the arithmetic.
+
+use super::{Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, variant_for};
+use crate::device::{Buffer, Class, Device, Kernel, Launch, Result, Variant, View};
+use crate::program::Matrix;
+use crate::program::schedule::{Block, Round, Source, Stepwise};
+
+/// Which kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Tiles keep queries and receive k, v.
+    Forward,
+    /// The same, for `dq`.
+    Query,
+    /// Tiles keep keys and values and receive q, d_out, lse, delta.
+    KeyValue,
+}
+
+/// A stepwise kernel and its operands.
+pub(super) struct Pass<'a> {
+    kind: Kind,
+    kernel: &'static Kernel,
+    variant: &'static Variant,
+    shape: &'a Attention,
+    params: AttentionParams,
+    /// All bindings but the state, operands in place.
+    views: Vec<View>,
+    received: Vec<Matrix>,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(
+        kind: Kind,
+        shape: &'a Attention,
+        class: Class,
+        mut params: AttentionParams,
+        views: Vec<View>,
+        received: Vec<Matrix>,
+    ) -> Self {
+        let kernel = match kind {
+            Kind::Forward => &FORWARD.kernel,
+            Kind::Query => &BACKWARD_QUERY.kernel,
+            Kind::KeyValue => &BACKWARD_KEY_VALUE.kernel,
+        };
+        let variant = variant_for(kernel, class, shape.head_size);
+        (params.own_blocks, params.steps) = extent(kind, shape, &params, variant);
+        Pass { kind, kernel, variant, shape, params, views, received }
+    }
+
+    /// Bindings that inboxes replace, in the order of the operands.
+    fn inbox_bindings(&self) -> &'static [usize] {
+        match self.kind {
+            Kind::Forward | Kind::Query => &[1, 2],
+            Kind::KeyValue => &[0, 3, 4, 5],
+        }
+    }
+
+    fn cols(&self) -> usize {
+        self.variant.get("COLS") as usize
+    }
+
+    /// The first row and the rows of what a tile receives at a step, and which head of it.
+    fn arrival(&self, block: usize, head: usize, step: usize) -> Option<(usize, usize, usize)> {
+        let (rows, cols) = (self.variant.get("ROWS") as usize, self.cols());
+        if self.kind == Kind::KeyValue {
+            let blocks = self.shape.query_len.div_ceil(cols);
+            let at = self.params.near(block * rows, cols) + step % blocks;
+            let first = at * cols;
+            let head = head * self.shape.group() + step / blocks;
+            return (at < blocks).then(|| (first, cols.min(self.shape.query_len - first), head));
+        }
+        let visible = self.params.horizon((block * rows + rows).min(self.shape.query_len) - 1);
+        let first = (visible.div_ceil(cols) - 1).checked_sub(step)? * cols;
+        Some((first, cols.min(visible - first), head / self.shape.group()))
+    }
+}
+
+/// Own blocks of a sequence, and steps of the longest tile.
+pub(super) fn extent(kind: Kind, shape: &Attention, params: &AttentionParams, variant: &Variant) -> (u32, u32) {
+    let (rows, cols) = (variant.get("ROWS") as usize, variant.get("COLS") as usize);
+    let (own, steps) = match kind {
+        Kind::KeyValue => (shape.key_value_len.div_ceil(rows), shape.group() * shape.query_len.div_ceil(cols)),
+        _ if shape.query_len == 0 => (0, 0),
+        _ => (shape.query_len.div_ceil(rows), params.horizon(shape.query_len - 1).div_ceil(cols)),
+    };
+    (own as u32, steps as u32)
+}
+
+impl Stepwise for Pass<'_> {
+    fn blocks(&self) -> (u32, u32) {
+        let heads = match self.kind {
+            Kind::KeyValue => self.shape.key_value_heads,
+            Kind::Forward | Kind::Query => self.shape.query_heads,
+        };
+        (self.shape.batch as u32 * self.params.own_blocks, heads as u32)
+    }
+
+    fn steps(&self) -> u32 {
+        self.params.steps
+    }
+
+    fn operands(&self) -> usize {
+        self.received.len()
+    }
+
+    fn inbox(&self, operand: usize) -> (usize, usize) {
+        // Operands after the second are one scalar a received row.
+        let stride = if operand < 2 { Matrix::stride_for(self.shape.head_size) } else { 1 };
+        (self.cols() * stride, stride)
+    }
+
+    fn state(&self) -> usize {
+        let row = match self.kind {
+            Kind::Forward => self.shape.head_size + 2,
+            Kind::Query => self.shape.head_size,
+            Kind::KeyValue => 2 * self.shape.head_size,
+        };
+        self.variant.get("ROWS") as usize * row
+    }
+
+    fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block> {
+        let (batch, block) = ((i / self.params.own_blocks) as usize, (i % self.params.own_blocks) as usize);
+        let (first, rows, head) = self.arrival(block, j as usize, step as usize)?;
+        let m = &self.received[operand];
+        let (base, size) = (m.view.offset + m.offset, self.shape.head_size);
+        let buffer = m.view.buffer.clone();
+        if operand >= 2 {
+            let offset = base + (batch * self.shape.query_heads + head) * m.stride + first;
+            return Some(Block { buffer, offset, stride: rows, rows: 1, cols: rows });
+        }
+        let sequence = if self.kind == Kind::KeyValue { self.shape.query_len } else { self.shape.key_value_rows };
+        let offset = base + (batch * sequence + first) * m.stride + head * size;
+        Some(Block { buffer, offset, stride: m.stride, rows, cols: size })
+    }
+
+    fn launch(
+        &self,
+        device: &Device,
+        round: Round,
+        source: Source<'_>,
+        first: u32,
+        last: u32,
+        state: &Buffer,
+    ) -> Result<()> {
+        let mut params = self.params;
+        (params.first_step, params.last_step) = (first, last);
+        (params.first_row, params.first_col, params.width) = (round.first_row, round.first_col, round.width);
+        let mut views = self.views.clone();
+        if let Source::Inbox(inboxes) = source {
+            params.inbox = 1;
+            for (&binding, inbox) in self.inbox_bindings().iter().zip(inboxes) {
+                views[binding] = inbox.all();
+            }
+        }
+        views.push(state.all());
+        device.launch(&Launch {
+            kernel: self.kernel,
+            variant: self.variant,
+            groups: round.height * round.width,
+            params: bytemuck::cast_slice(bytemuck::bytes_of(&params)),
+            views: &views,
+        })
+    }
+}
