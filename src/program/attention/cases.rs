@@ -102,7 +102,9 @@ fn case(shape: Attention, kind: Kind, params: AttentionParams, fills: Vec<Fill>)
             let heads = if kind == Kind::KeyValue { shape.key_value_heads } else { shape.query_heads };
             params.width = heads as u32;
             let words = bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec();
-            (words, shape.batch as u32 * params.own_blocks * params.width)
+            let room =
+                variant.constants.iter().all(|(name, size)| *name != "HEAD" || shape.head_size <= *size as usize);
+            (words, if room { shape.batch as u32 * params.own_blocks * params.width } else { 0 })
         }),
     }
 }

@@ -181,7 +181,7 @@ const KEY_VALUE_VARIANTS: &[Variant] = &[
     native!("host64x64h64", 64 x 64, 64),
 ];
 
-const DELTA_VARIANTS: &[Variant] = &[tile!("rows64", ALL, 64 x 1, 4, 1, staged 0)];
+const DELTA_VARIANTS: &[Variant] = &[tile!("rows64", ALL, 64 x 1, 4, 256, staged 0)];
 const ALL: &[Class] = crate::device::ALL_CLASSES;
 
 /// The shape of a kernel for a head size: of a class, the one with the least room that suffices.
