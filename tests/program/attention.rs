@@ -2,7 +2,7 @@
 //! schedules, any grid and any number of threads give equal bits; what no query may see is never read.
 
 use crate::rig;
-use gaufre::device::{Class, Device, Kernel, Variant};
+use gaufre::device::{ALL_CLASSES, Class, DEFAULT_TILE_SRAM, Device, Kernel, Variant, expand, workgroup_bytes};
 use gaufre::program::attention::{self, Attention};
 use gaufre::program::schedule::{Fabric, Schedule};
 use gaufre::program::{Case, Matrix, Program, check, initial};
@@ -32,14 +32,30 @@ fn every_variant_is_within_bound() {
     ];
     for device in rig::devices("attention variants") {
         for (program, cases) in attention::PROGRAMS.into_iter().zip(CASES) {
-            for variant in program.kernel.variants.iter().filter(|v| v.classes.contains(&device.class())) {
-                // The oracle takes a shape for native code.
-                let variants: &'static [Variant] = vec![*variant, *program.kernel.variant(Class::Native)].leak();
+            // An adapter takes the shapes for every adapter, so that those for a GPU are run without one too.
+            let native = |v: &&Variant| v.classes.contains(&Class::Native);
+            let on_adapter = |v: &&Variant| v.classes.contains(&Class::Gpu) || v.classes.contains(&Class::Software);
+            let wanted = |v: &&Variant| if device.class() == Class::Native { native(v) } else { on_adapter(v) };
+            for variant in program.kernel.variants.iter().filter(wanted) {
+                let variants: &'static [Variant] = vec![Variant { classes: ALL_CLASSES, ..*variant }].leak();
                 let kernel = Kernel { variants, ..program.kernel.copy() };
                 let program: &'static Program =
                     Box::leak(Box::new(Program { kernel, bound: program.bound, cases, fault: program.fault }));
                 check::assert_within_bound(program, &device);
             }
+        }
+    }
+}
+
+#[test]
+fn every_variant_fits_a_tile() {
+    for program in attention::PROGRAMS {
+        let kernel = &program.kernel;
+        for variant in kernel.variants.iter().filter(|v| v.classes != [Class::Native]) {
+            let workgroup = workgroup_bytes(kernel.name, &expand(kernel, variant).unwrap()).unwrap();
+            let tile = workgroup + (kernel.tile_bytes)(variant);
+            assert!(workgroup <= 32 * 1024, "{} {}: {workgroup} bytes of workgroup memory", kernel.name, variant.name);
+            assert!(tile <= DEFAULT_TILE_SRAM, "{} {}: {tile} bytes of SRAM", kernel.name, variant.name);
         }
     }
 }

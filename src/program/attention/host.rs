@@ -10,8 +10,8 @@ use std::cell::RefCell;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::AttentionParams;
 use super::multiply::{Left, multiply};
+use super::{AttentionParams, MAX_HEAD_SIZE};
 use crate::device::Args;
 use crate::program::{Matrix, vector};
 
@@ -158,24 +158,39 @@ impl Shape {
     /// Transposes the own rows of an operand: `to[d * rows + r]`; rows that are none become zero.
     #[inline(always)]
     fn transpose(&self, to: &mut [f32], from: &[f32], start: usize, stride: u32, live: usize) {
-        let (rows, size) = (self.rows, self.size);
-        to[..size * rows].fill(0.0);
-        for r in 0..live {
-            let row = &from[start + r * stride as usize..][..size];
-            for (to, &x) in to[r..].iter_mut().step_by(rows).zip(row) {
-                *to = x;
+        const NONE: [f32; MAX_HEAD_SIZE] = [0.0; MAX_HEAD_SIZE];
+        for first in (0..self.rows).step_by(LANES) {
+            // A line of 16 rows at a time: whole lines are written, and 16 streams read.
+            let mut sources = [&NONE[..self.size]; LANES];
+            for (i, source) in sources.iter_mut().enumerate().take(live.saturating_sub(first)) {
+                *source = &from[start + (first + i) * stride as usize..][..self.size];
+            }
+            for (d, row) in to.chunks_exact_mut(self.rows).enumerate().take(self.size) {
+                for (to, source) in row[first..first + LANES].iter_mut().zip(&sources) {
+                    *to = source[d];
+                }
             }
         }
     }
 }
 
-/// Writes the own rows of a transposed accumulator, each element through `f(row, value)`.
+/// Writes the own rows of a transposed accumulator.
 #[inline(always)]
-fn store(acc: &[f32], rows: usize, to: &mut [&mut [f32]], f: impl Fn(usize, f32) -> f32) {
-    for (r, row) in to.iter_mut().enumerate() {
-        for (to, &x) in row.iter_mut().zip(acc[r..].iter().step_by(rows)) {
-            *to = f(r, x);
+fn store(acc: &[f32], rows: usize, to: &mut [&mut [f32]]) {
+    for (line, to) in to.chunks_mut(LANES).enumerate() {
+        for (d, row) in acc.chunks_exact(rows).enumerate() {
+            for (to, &x) in to.iter_mut().zip(&row[line * LANES..]) {
+                to[d] = x;
+            }
         }
+    }
+}
+
+/// Multiplies an accumulator by the scale of the scores.
+#[inline(always)]
+fn rescale(acc: &mut [f32], scale: f32) {
+    for x in acc {
+        *x *= scale;
     }
 }
 
@@ -222,7 +237,9 @@ impl WithSimd for Forward<'_, '_> {
             multiply(simd, (n, size, wide), Left::Rows(keys.data, keys.stride), qt, s, rows, false);
             soften(&p, s, m, l, fade, (rows, wide, n), first_query, first_key);
             for row in acc.chunks_exact_mut(rows) {
-                row[..wide].iter_mut().zip(&fade[..wide]).for_each(|(o, f)| *o *= f);
+                for (o, f) in row[..wide].iter_mut().zip(&fade[..wide]) {
+                    *o *= f;
+                }
             }
             multiply(simd, (size, n, wide), Left::Columns(values.data, values.stride), s, acc, rows, true);
         }
@@ -232,7 +249,12 @@ impl WithSimd for Forward<'_, '_> {
             state[2 * rows..][..size * rows].copy_from_slice(acc);
             return;
         }
-        store(acc, rows, &mut out[..live], |r, x| x / l[r]);
+        for row in acc.chunks_exact_mut(rows) {
+            for (o, l) in row[..live].iter_mut().zip(&l[..live]) {
+                *o /= l;
+            }
+        }
+        store(acc, rows, &mut out[..live]);
         for (r, lse) in lse.iter_mut().enumerate() {
             *lse = m[r] + l[r].ln();
         }
@@ -400,7 +422,8 @@ impl WithSimd for Query<'_, '_> {
         if p.last_step < p.steps {
             state[..size * rows].copy_from_slice(acc);
         } else {
-            store(acc, rows, &mut dq[..live], |_, x| p.scale * x);
+            rescale(acc, p.scale);
+            store(acc, rows, &mut dq[..live]);
         }
     }
 }
@@ -494,8 +517,9 @@ impl WithSimd for KeyValue<'_, '_> {
             return;
         }
         let (dk_rows, dv_rows) = dkv.split_at_mut(rows);
-        store(dk, rows, &mut dk_rows[..live], |_, x| p.scale * x);
-        store(dv, rows, &mut dv_rows[..live], |_, x| x);
+        rescale(dk, p.scale);
+        store(dk, rows, &mut dk_rows[..live]);
+        store(dv, rows, &mut dv_rows[..live]);
     }
 }
 

@@ -266,7 +266,7 @@ pub static BACKWARD_QUERY: Program = Program {
     },
     bound: reference::backward_query_bound,
     cases: cases::backward_query,
-    fault: ("- delta", "+ delta"),
+    fault: ("- delta${r}", "+ delta${r}"),
 };
 
 /// `dk` and `dv`, in one buffer at two offsets: bindings q, k, v, d_out, lse, delta, dkv, state.
@@ -293,7 +293,7 @@ pub static BACKWARD_KEY_VALUE: Program = Program {
     },
     bound: reference::backward_key_value_bound,
     cases: cases::backward_key_value,
-    fault: ("- delta", "+ delta"),
+    fault: ("- delta${j}", "+ delta${j}"),
 };
 
 /// Queues the forward pass. `q` is `[batch * query_len, query_heads * head_size]`, `k` and `v`
@@ -385,7 +385,8 @@ impl Attention {
         if self.head_size == 0 || self.head_size > MAX_HEAD_SIZE {
             return fail(format!("head size {} is not in 1..={MAX_HEAD_SIZE}", self.head_size));
         }
-        if self.key_value_heads == 0 || self.query_heads == 0 || self.query_heads % self.key_value_heads != 0 {
+        if self.key_value_heads == 0 || self.query_heads == 0 || !self.query_heads.is_multiple_of(self.key_value_heads)
+        {
             return fail("query heads are not a multiple of key/value heads".into());
         }
         if self.key_value_len == 0 || self.key_value_len > self.key_value_rows {
