@@ -82,11 +82,8 @@ fn ours(options: &Options, shape: &str, folder: &Path) -> f64 {
 /// The number before ` tok/s` in the last line that has one.
 fn rival(command: &str, shape: &str) -> f64 {
     let mut words = command.split_whitespace();
-    let output = Command::new(words.next().expect("a command"))
-        .args(words)
-        .arg(shape)
-        .output()
-        .expect("the rival starts");
+    let output =
+        Command::new(words.next().expect("a command")).args(words).arg(shape).output().expect("the rival starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().rev().find(|l| l.contains(" tok/s")).unwrap_or_else(|| panic!("no tok/s in: {text}"));
     let number = line.split(" tok/s").next().and_then(|l| l.split_whitespace().last()).expect("a number");

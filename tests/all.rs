@@ -1,10 +1,10 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
+mod canary;
 mod cli;
 mod data;
 mod fabric;
 mod model;
-mod canary;
 mod rig;
 mod training;
 

@@ -4,15 +4,15 @@ use crate::rig;
 use gaufre::device::Device;
 use gaufre::program::check::{self, Fault, Truth};
 use gaufre::program::{Case, Program, all, gelu};
-use gaufre::train::conformance::{self, Part, Row, StepResult, compare_step, same_bits};
+use gaufre::train::conformance::{self, Gradients, Part, Row, compare_step, same_bits};
 
 /// A training step that no device runs: smooth values, with the rounding of f32 everywhere but on the oracle.
-fn step(device: &Device) -> anyhow::Result<StepResult> {
+fn step(device: &Device) -> anyhow::Result<Gradients> {
     let exact = device.name().starts_with("oracle");
     let value = |x: f64| if exact { x } else { f64::from(x as f32) };
     let tensor = |scale: f64| (1..200).map(|i| value(scale * (f64::from(i) * 0.7).sin())).collect();
     let gradients = vec![("weight".into(), tensor(0.1)), ("bias".into(), tensor(3.0))];
-    Ok(StepResult { loss: value(2.0_f64.sqrt()), gradients })
+    Ok(Gradients { loss: value(2.0_f64.sqrt()), gradients })
 }
 
 #[test]
@@ -108,10 +108,10 @@ fn a_step_is_held_to_the_rounding_of_plain_f32() {
     let (host, oracle) = (rig::host(), Device::oracle().expect("the oracle opens anywhere"));
     let (plain, truth) = (step(&host).expect("runs"), step(&oracle).expect("runs"));
     assert!(compare_step(&plain, &plain, &truth).iter().all(|row| row.passed));
-    let fails = |ours: &StepResult, plain: &StepResult, truth: &StepResult| {
+    let fails = |ours: &Gradients, plain: &Gradients, truth: &Gradients| {
         compare_step(ours, plain, truth).iter().any(|row| !row.passed)
     };
-    let edited = |edit: fn(&mut StepResult)| {
+    let edited = |edit: fn(&mut Gradients)| {
         let mut wrong = plain.clone();
         edit(&mut wrong);
         wrong

@@ -4,12 +4,8 @@ use gaufre::model::{Config, ModelError, PRESETS, Table, preset};
 
 #[test]
 fn presets_have_the_published_counts() {
-    let published = [
-        ("gpt2", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-    ];
+    let published =
+        [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)];
     for (name, count) in published {
         assert_eq!(Table::new(&preset(name).unwrap()).count(), count, "{name}");
     }

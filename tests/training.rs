@@ -171,13 +171,12 @@ fn gradients_are_those_of_the_loss() {
             .collect();
         let place = |trainer: &mut Trainer, h: f32| {
             for (t, start) in weights.iter().enumerate() {
-                let moved: Vec<f32> =
-                    start.iter().enumerate().map(|(i, w)| w + h * direction(t, i)).collect();
+                let moved: Vec<f32> = start.iter().enumerate().map(|(i, w)| w + h * direction(t, i)).collect();
                 trainer.store().write(t, Role::Weight, &moved).unwrap();
             }
         };
         place(&mut trainer, 0.0);
-        let (_, gradients) = trainer.gradients(&batches(1)).unwrap();
+        let gradients = trainer.gradients(&batches(1)).unwrap().gradients;
         let along: f64 = gradients
             .iter()
             .enumerate()
@@ -219,9 +218,8 @@ fn cached_logits_are_those_of_the_full_pass() {
         let mut exact_trainer = Trainer::new(oracle.clone(), setup(config.clone())).unwrap();
         let (fabric, store) = exact_trainer.parts();
         let exact = Decoder::new(&oracle, &config).unwrap().extend(fabric, store, &tokens).unwrap();
-        let distance = |a: &[f32], b: &[f32]| {
-            a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
-        };
+        let distance =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let norm = exact.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         let allowed = 4.0 * distance(&full, &exact) + norm * gaufre::program::EPS;
         let found = distance(&cached, &exact);

@@ -125,8 +125,9 @@ impl Gpt {
         self.begin(store, visit, true)?;
         match visit {
             Visit::Embed => (0..self.loaded).try_for_each(|micro| self.embed(fabric, store, micro)),
-            Visit::Layer(layer) => (0..self.loaded)
-                .try_for_each(|micro| self.block(layer, micro).forward(fabric, store, Some(&self.acts.stream[layer + 1][micro]))),
+            Visit::Layer(layer) => (0..self.loaded).try_for_each(|micro| {
+                self.block(layer, micro).forward(fabric, store, Some(&self.acts.stream[layer + 1][micro]))
+            }),
             Visit::Head => unreachable!("the head turns: its forward and backward are one sweep"),
         }
     }

@@ -68,7 +68,8 @@ impl<'a> Sweep<'a> {
                 matmul::run(fabric, &Matmul { form: Form::NN, a: &a, b: &weight, c: d_norm, bias: None, accumulate })?;
                 store.begin_operation();
                 let gradient = self.gradient(store, &piece)?;
-                let product = Matmul { form: Form::TN, a: &a, b: y, c: &gradient.0, bias: None, accumulate: gradient.1 };
+                let product =
+                    Matmul { form: Form::TN, a: &a, b: y, c: &gradient.0, bias: None, accumulate: gradient.1 };
                 matmul::run(fabric, &product)?;
             }
         }

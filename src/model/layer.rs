@@ -57,13 +57,8 @@ impl Block<'_> {
         gelu::backward(fabric.device(), self.config.activation, &kept.up, &g.wide, d_up)?;
         linear::backward_input(fabric, store, rows.up, d_up, &g.narrow)?;
         linear::backward_weight(fabric, store, rows.up, &kept.norm_2.0, d_up)?;
-        let norm_2 = NormGradient {
-            x: &kept.middle,
-            stats: &kept.norm_2.1,
-            dy: &g.narrow,
-            residual: Some(dx),
-            dx: &g.middle,
-        };
+        let norm_2 =
+            NormGradient { x: &kept.middle, stats: &kept.norm_2.1, dy: &g.narrow, residual: Some(dx), dx: &g.middle };
         linear::norm_backward(fabric, store, rows.norm_2, &norm_2)?;
         linear::backward_input(fabric, store, rows.out, &g.middle, &g.narrow)?;
         linear::backward_weight(fabric, store, rows.out, &kept.attended, &g.middle)?;
@@ -73,8 +68,7 @@ impl Block<'_> {
         attention::backward(fabric, &shape, &q, &k, &v, out, &kept.lse, d_out, &g.delta, &dq, &dk, &dv)?;
         linear::backward_input(fabric, store, rows.qkv, &g.qkv, &g.narrow)?;
         linear::backward_weight(fabric, store, rows.qkv, &kept.norm_1.0, &g.qkv)?;
-        let norm_1 =
-            NormGradient { x: self.x, stats: &kept.norm_1.1, dy: &g.narrow, residual: Some(&g.middle), dx };
+        let norm_1 = NormGradient { x: self.x, stats: &kept.norm_1.1, dy: &g.narrow, residual: Some(&g.middle), dx };
         linear::norm_backward(fabric, store, rows.norm_1, &norm_1)
     }
 

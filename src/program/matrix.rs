@@ -104,7 +104,7 @@ impl Matrix {
         let whole = self.stride == Self::stride_for(self.cols);
         let width = if whole { self.stride } else { self.cols };
         assert!(
-            self.offset % 4 == 0 && self.stride % 4 == 0 && width % 4 == 0,
+            [self.offset, self.stride, width].iter().all(|n| n.is_multiple_of(4)),
             "slice of {:?} by {} columns at element {} does not lie on multiples of 4",
             self.view,
             self.cols,

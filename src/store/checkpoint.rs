@@ -90,7 +90,11 @@ pub fn load(store: &mut Store, path: &Path) -> Result<(), CheckpointError> {
         };
         if found.shape() != shape(tensor) || found.dtype() != Dtype::F32 {
             let (ours, theirs) = (shape(tensor), found.shape());
-            return Err(content(format!("{} is {:?} {theirs:?}, the model has F32 {ours:?}", tensor.name, found.dtype())));
+            return Err(content(format!(
+                "{} is {:?} {theirs:?}, the model has F32 {ours:?}",
+                tensor.name,
+                found.dtype()
+            )));
         }
     }
     if let Some(unknown) = file.names().into_iter().find(|name| !store.tensors().iter().any(|t| t.name == *name)) {

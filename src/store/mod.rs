@@ -75,7 +75,9 @@ const PER_OPERATION: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The panels in flight do not fit the device memory that was allowed.
-    #[error("--device-memory leaves {available} bytes for panels, {needed} are needed; raise it, or lower --batch-size or --seq-len")]
+    #[error(
+        "--device-memory leaves {available} bytes for panels, {needed} are needed; raise it, or lower --batch-size or --seq-len"
+    )]
     TooSmall {
         /// Bytes the smallest plan takes.
         needed: u64,
@@ -226,7 +228,12 @@ impl Store {
     pub fn whole_gradient(&mut self, tensor: usize, panel: Panel) -> Result<Matrix> {
         let (matrix, fresh) = self.gradient(tensor, panel)?;
         if fresh {
-            fill(&self.device, &Initial { kind: Kind::Zero, ..self.tensors[tensor].initial }, &matrix, panel.first_row)?;
+            fill(
+                &self.device,
+                &Initial { kind: Kind::Zero, ..self.tensors[tensor].initial },
+                &matrix,
+                panel.first_row,
+            )?;
         }
         Ok(matrix)
     }

@@ -63,7 +63,9 @@ mod tests {
 
     #[test]
     fn panels_cover_every_row_once() {
-        for (rows, cols, bytes) in [(1, 768, 64), (512, 128, 1), (50257, 768, 64 << 20), (1025, 84, 1 << 18), (3072, 768, 1 << 21)] {
+        for (rows, cols, bytes) in
+            [(1, 768, 64), (512, 128, 1), (50257, 768, 64 << 20), (1025, 84, 1 << 18), (3072, 768, 1 << 21)]
+        {
             let cut = Cut::new(rows, cols, bytes);
             let mut next = 0;
             for panel in cut.panels() {

@@ -10,10 +10,11 @@ mod schedules;
 mod step;
 pub mod tiny;
 
+pub use super::step::Gradients;
 pub use canary::Canary;
 pub use plays::plays;
 pub use schedules::{Play, compare_schedules, same_bits};
-pub use step::{StepResult, compare_step};
+pub use step::compare_step;
 
 use crate::device::Device;
 use crate::program::{self, Program, check};
@@ -86,7 +87,7 @@ impl Conformance {
 }
 
 /// Runs one training step of the tiny model that is compared, on a device: the same weights and batch on each.
-pub type StepFn<'a> = &'a dyn Fn(&Device) -> anyhow::Result<StepResult>;
+pub type StepFn<'a> = &'a dyn Fn(&Device) -> anyhow::Result<Gradients>;
 
 /// Runs the whole check. `step` runs the tiny training step; `progress` is told what begins.
 pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progress: &dyn Fn(&str)) -> Conformance {
@@ -129,7 +130,7 @@ pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progres
 }
 
 /// Ours, plain f32, and f64.
-fn three_steps(device: &Device, step: StepFn<'_>) -> anyhow::Result<[StepResult; 3]> {
+fn three_steps(device: &Device, step: StepFn<'_>) -> anyhow::Result<[Gradients; 3]> {
     Ok([step(device)?, step(&Device::reference()?)?, step(&Device::oracle()?)?])
 }
 

@@ -167,8 +167,7 @@ pub fn read_model(name: &str) -> Result<model::Config, TrainError> {
     if path.extension().is_none_or(|e| e != "toml") {
         return Ok(model::preset(name)?);
     }
-    let text =
-        std::fs::read_to_string(path).map_err(|source| TrainError::ModelFile { path: path.into(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| TrainError::ModelFile { path: path.into(), source })?;
     let stem = path.file_stem().map_or(name.into(), |s| s.to_string_lossy().into_owned());
     Ok(model::Config::parse(&stem, &text)?)
 }
@@ -177,11 +176,7 @@ fn setup(config: &Config, model: model::Config, shape: Shape) -> Setup {
     let Grid { width, height } = config.wafer;
     Setup {
         model,
-        shape: model::Shape {
-            batch: shape.batch_size,
-            seq_len: shape.seq_len,
-            micro_batches: shape.grad_accum,
-        },
+        shape: model::Shape { batch: shape.batch_size, seq_len: shape.seq_len, micro_batches: shape.grad_accum },
         seed: config.seed,
         schedule: config.schedule,
         wafer: Wafer::new(width, height),

@@ -7,7 +7,7 @@ use super::run::{TrainError, read_model};
 use crate::device::Device;
 use crate::model::{self, Decoder, Gpt};
 use crate::program::schedule::{Fabric, Schedule};
-use crate::store::{Options, Placement, Store, StoreError, checkpoint};
+use crate::store::{Options, Placement, Store, checkpoint};
 use crate::wafer::Wafer;
 
 /// A saved model on a device.
@@ -29,7 +29,7 @@ impl Saved {
         let options = Options { placement: Placement::Resident, budget: None, training: false };
         let mut store = Store::new(&device, Gpt::tensors(&model, config.seed), options)?;
         checkpoint::load(&mut store, &folder.checkpoint())?;
-        let decoder = Decoder::new(&device, &model).map_err(StoreError::from)?;
+        let decoder = Decoder::new(&device, &model)?;
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);
         Ok(Saved { config: model, fabric, store, decoder })

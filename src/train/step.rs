@@ -58,6 +58,15 @@ pub struct StepResult {
     pub skipped: bool,
 }
 
+/// What a step's backward pass leaves: for checks.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// Mean loss.
+    pub loss: f64,
+    /// Each tensor's gradient by name, row-major without padding, at the precision the device keeps.
+    pub gradients: Vec<(String, Vec<f64>)>,
+}
+
 /// Why a trainer could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
@@ -221,7 +230,7 @@ impl Trainer {
     ///
     /// # Errors
     /// What the device says.
-    pub fn gradients(&mut self, batches: &[Micro]) -> Result<(f64, Vec<(String, Vec<f64>)>), StoreError> {
+    pub fn gradients(&mut self, batches: &[Micro]) -> Result<Gradients, StoreError> {
         self.backpropagate(batches)?;
         let loss = self.fabric.device().download_f64(&self.scalars.all())?[LOSS];
         let mut gradients = Vec::new();
@@ -229,7 +238,7 @@ impl Trainer {
             let name = self.store.tensors()[tensor].name.clone();
             gradients.push((name, self.store.read_f64(tensor, Role::Gradient)?));
         }
-        Ok((loss, gradients))
+        Ok(Gradients { loss, gradients })
     }
 
     fn forward(&mut self, batches: &[Micro], train: bool) -> Result<(), StoreError> {

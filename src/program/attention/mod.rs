@@ -95,24 +95,31 @@ crate::params! {
         causal: u32,
         /// Queries.
         q_offset: u32,
+        /// Elements from one row of queries to the next.
         q_stride: u32,
         /// Keys.
         k_offset: u32,
+        /// The same of keys.
         k_stride: u32,
         /// Values.
         v_offset: u32,
+        /// The same of values.
         v_stride: u32,
         /// `out` (forward, delta) or `d_out` (backward).
         o_offset: u32,
+        /// Elements from one of its rows to the next.
         o_stride: u32,
         /// `dq`, `dk`, or `d_out` (delta).
         grad_offset: u32,
+        /// Elements from one of its rows to the next.
         grad_stride: u32,
         /// `dv`.
         grad_v_offset: u32,
+        /// Elements from one of its rows to the next.
         grad_v_stride: u32,
         /// `lse` and `delta`: one row a sequence and query head.
         row_offset: u32,
+        /// Elements from one of their rows to the next.
         row_stride: u32,
     }
 }

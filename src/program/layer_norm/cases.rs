@@ -14,10 +14,12 @@ fn stats(rows: usize) -> Fill {
     Fill::Normal { rows, cols: 2, stride: 8, scale: 0.3, mean: 1.0 }
 }
 
-fn case<P: bytemuck::Pod>(label: String, fills: Vec<Fill>, params: P, groups: fn(&P, &Variant) -> u32) -> Case
-where
-    P: Send + Sync,
-{
+fn case<P: bytemuck::Pod + Send + Sync>(
+    label: String,
+    fills: Vec<Fill>,
+    params: P,
+    groups: fn(&P, &Variant) -> u32,
+) -> Case {
     let words = move || bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec();
     Case { label, fills, launch: Box::new(move |v| (words(), groups(&params, v))) }
 }

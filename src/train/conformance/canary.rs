@@ -3,10 +3,11 @@
 //! A fault that cannot be run (an edit that does not compile) counts as missed: it proves nothing.
 
 use super::schedules::{Play, fused, same_bits};
-use super::step::{StepResult, compare_step};
+use super::step::compare_step;
 use crate::device::{Access, Class, Device, Elem, Kernel};
 use crate::program::Program;
 use crate::program::check::{Fault, POISON, SENTINELS, Truth};
+use crate::train::step::Gradients;
 
 /// One planted fault.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -167,13 +168,13 @@ pub fn of_schedule(name: &str, device: &Device, play: Play) -> Vec<Canary> {
 }
 
 /// Faults in the comparison of steps: the loss and every tensor in turn off by a little, not a number, and missing.
-pub fn of_step(ours: &StepResult, reference: &StepResult, oracle: &StepResult) -> Vec<Canary> {
-    let plant = |fault: String, name: &str, wrong: StepResult| {
+pub fn of_step(ours: &Gradients, reference: &Gradients, oracle: &Gradients) -> Vec<Canary> {
+    let plant = |fault: String, name: &str, wrong: Gradients| {
         let rows = compare_step(&wrong, reference, oracle);
         let row = rows.into_iter().find(|row| row.name == name && !row.passed);
         Canary::new("training step", fault, Ok(row.map(|row| row.place)))
     };
-    let with_loss = |loss: f64| StepResult { loss, ..ours.clone() };
+    let with_loss = |loss: f64| Gradients { loss, ..ours.clone() };
     let mut found = vec![
         plant("loss: off by 2^-10".into(), "loss", with_loss(ours.loss * (1.0 + 1.0 / 1024.0))),
         plant("loss: NaN".into(), "loss", with_loss(f64::NAN)),

@@ -6,19 +6,11 @@
 
 use super::{Part, Row};
 use crate::program::EPS;
+use crate::train::step::Gradients;
 
 /// How many times as far as plain f32 arithmetic a device may lie from the oracle: another order of additions, fused
 /// multiply-add and a driver's own exponential each change the rounding, none by an order of magnitude.
 const YARDSTICK: f64 = 4.0;
-
-/// What one training step gave.
-#[derive(Clone, Debug)]
-pub struct StepResult {
-    /// Mean loss of the batch.
-    pub loss: f64,
-    /// Each gradient tensor by name, at the precision the device keeps.
-    pub gradients: Vec<(String, Vec<f64>)>,
-}
 
 /// Holds a step against the oracle, a row for the loss and one for each tensor of the oracle: `||ours - oracle|| <=
 /// 4 ||reference - oracle|| + EPS ||oracle||`. NaN anywhere fails, and so do a missing tensor, one of another length,
@@ -26,7 +18,7 @@ pub struct StepResult {
 ///
 /// The loss is one number, and plain f32 may hit it by chance: its yardstick is never less than the smallest relative
 /// error that plain f32 has in any tensor.
-pub fn compare_step(ours: &StepResult, reference_f32: &StepResult, oracle: &StepResult) -> Vec<Row> {
+pub fn compare_step(ours: &Gradients, reference_f32: &Gradients, oracle: &Gradients) -> Vec<Row> {
     let mut rows = Vec::with_capacity(oracle.gradients.len() + 1);
     let mut least = f64::INFINITY;
     for (name, truth) in &oracle.gradients {
@@ -81,11 +73,11 @@ fn ratio(error: f64, yardstick: f64, size: f64) -> f64 {
     }
 }
 
-fn find_name<'a>(step: &'a StepResult, name: &str) -> Option<&'a [f64]> {
+fn find_name<'a>(step: &'a Gradients, name: &str) -> Option<&'a [f64]> {
     step.gradients.iter().find(|(n, _)| n == name).map(|(_, values)| values.as_slice())
 }
 
-fn find<'a>(step: &'a StepResult, name: &str, len: usize) -> Result<&'a [f64], String> {
+fn find<'a>(step: &'a Gradients, name: &str, len: usize) -> Result<&'a [f64], String> {
     match find_name(step, name) {
         None => Err("the tensor is missing".into()),
         Some(values) if values.len() != len => Err(format!("{} elements, should be {len}", values.len())),
