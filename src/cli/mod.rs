@@ -80,7 +80,7 @@ impl Cli {
         match self.verb {
             Verb::Train(args) => train::run(args),
             Verb::Generate(args) => generate::run(&args),
-            Verb::Check(args) => check::run(&args, &|device| Ok(tiny::step(device)?)),
+            Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
             Verb::Devices(args) => devices::run(&args),
         }
     }
