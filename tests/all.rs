@@ -1,10 +1,13 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
+mod attacks;
 mod canary;
 mod cli;
 mod data;
 mod fabric;
 mod model;
+mod parsers;
+mod report;
 mod rig;
 mod training;
 

@@ -3,6 +3,8 @@
 mod check;
 mod devices;
 mod generate;
+mod inspect;
+mod report;
 mod train;
 
 use std::ffi::OsString;
@@ -27,6 +29,10 @@ enum Verb {
     Generate(generate::Args),
     /// Hold every program against the f64 oracle on a device of this machine
     Check(check::Check),
+    /// Show the tensors of a run or of a safetensors file
+    Inspect(inspect::Args),
+    /// Make the page report.html of a run
+    Report(report::Args),
     /// List the devices of this machine
     Devices(devices::Args),
 }
@@ -81,6 +87,8 @@ impl Cli {
             Verb::Train(args) => train::run(args),
             Verb::Generate(args) => generate::run(&args),
             Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
+            Verb::Inspect(args) => inspect::run(&args),
+            Verb::Report(args) => report::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }
     }

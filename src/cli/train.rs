@@ -3,8 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::report::html::Page;
 use crate::report::metrics::Metrics;
 use crate::report::progress::Progress;
+use crate::report::tensorboard::TensorBoard;
 use crate::train;
 
 /// Flags of the verb: the configuration of a run.
@@ -16,7 +18,7 @@ pub struct Args {
 
 /// Trains; progress goes to standard error, the folder of the run to standard output.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut observer = (Progress::stderr(), Metrics::default());
+    let mut observer = (Progress::stderr(), (Metrics::default(), (TensorBoard::default(), Page::default())));
     let summary = train::run(&args.config, &mut observer)?;
     writeln!(std::io::stdout(), "{}", summary.folder.display())?;
     Ok(ExitCode::SUCCESS)

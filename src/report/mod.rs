@@ -3,8 +3,11 @@
 //! Training tells an [`Observer`] what happened; it must never know who listens, and no observer changes what is computed.
 
 pub mod device;
+pub mod history;
+pub mod html;
 pub mod metrics;
 pub mod progress;
+pub mod tensorboard;
 
 use std::path::{Path, PathBuf};
 

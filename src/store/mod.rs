@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod durable;
 mod panel;
+pub mod safetensors;
 mod slots;
 
 pub use panel::{Cut, PANEL_BYTES, Panel};
