@@ -24,6 +24,14 @@ fn every_planted_fault_is_caught_on_host() {
         let planted = found.canaries.iter().filter(|canary| canary.subject == name).count();
         assert!(planted > program.kernel.bindings.len(), "{name}: {planted} faults planted");
     }
+    let names =
+        |part| found.rows.iter().filter(|row| row.part == part).map(|row| row.name.as_str()).collect::<Vec<_>>();
+    let played = ["matmul_nt", "matmul_nn", "matmul_tn", "attention_forward", "attention_backward", "training step"];
+    assert_eq!(names(Part::Schedule), played);
+    for program in all().iter().filter(|program| program.kernel.host.is_some()) {
+        let reference = format!("{}, reference", program.kernel.name);
+        assert!(names(Part::Program).contains(&reference.as_str()), "{reference} was not checked");
+    }
     let missed: Vec<_> = found.canaries.iter().filter(|canary| !canary.caught).collect();
     assert!(missed.is_empty(), "missed: {missed:#?}");
     let failed: Vec<_> = found.rows.iter().filter(|row| !row.passed).collect();

@@ -31,8 +31,8 @@ use std::sync::Arc;
 /// Result of a device call.
 pub type Result<T> = std::result::Result<T, DeviceError>;
 
-/// SRAM of a WSE-2 tile: what a program may hold on a tile unless a wafer of another kind is asked for.
-pub const DEFAULT_TILE_SRAM: u32 = 48 * 1024;
+/// What a program may hold on a tile unless a tile of another size is asked for: see [`Device::with_tile_sram`].
+pub const DEFAULT_TILE_SRAM: u32 = crate::wafer::WSE2_TILE_SRAM;
 
 /// Parameter words of a kernel, beside `groups`: 128 bytes in all, which every adapter passes.
 pub const MAX_WORDS: usize = 31;

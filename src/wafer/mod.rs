@@ -11,9 +11,10 @@ pub struct Wafer {
     pub width: u32,
     /// Tiles along y.
     pub height: u32,
-    /// SRAM of one tile in bytes: workgroup memory, accumulators and saved state of a program must fit it together.
-    pub sram_bytes: u32,
 }
+
+/// SRAM of a WSE-2 tile in bytes.
+pub const WSE2_TILE_SRAM: u32 = 48 * 1024;
 
 /// A tile, by its place on the wafer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -148,10 +149,13 @@ impl Product {
 }
 
 impl Wafer {
-    /// A wafer of `width x height` tiles with the SRAM of a WSE-2 tile.
+    /// A wafer of `width x height` tiles; what fits on one of them is a limit of the device that plays it.
+    ///
+    /// # Panics
+    /// When a side is zero.
     pub fn new(width: u32, height: u32) -> Wafer {
         assert!(width > 0 && height > 0, "a wafer has tiles");
-        Wafer { width, height, sram_bytes: 48 * 1024 }
+        Wafer { width, height }
     }
 
     /// The tile that block (i, j) of any matrix lives on.

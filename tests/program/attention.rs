@@ -270,4 +270,10 @@ fn wrong_shapes_are_refused() {
     ] {
         assert!(attention::forward(&fabric, &shape, &o.q, &o.k, &o.v, &o.out, &o.lse).is_err(), "{shape:?}");
     }
+    // Gradients of keys and values in two buffers, though at equal offsets: one binding holds both.
+    let [dq, dk, dv] = [&o.q, &o.k, &o.v].map(|x| Matrix::new(&device, "gradient", x.rows, x.cols).unwrap());
+    let delta = Matrix::new(&device, "delta", o.lse.rows, o.lse.cols).unwrap();
+    let refused =
+        attention::backward(&fabric, &o.shape, &o.q, &o.k, &o.v, &o.out, &o.lse, &o.out, &delta, &dq, &dk, &dv);
+    assert!(refused.is_err());
 }

@@ -348,8 +348,7 @@ pub fn backward(
     dv: &Matrix,
 ) -> Result<()> {
     shape.check(&[q, out, d_out, dq], &[k, v, dk, dv], &[lse, delta])?;
-    let same_view = |a: &Matrix, b: &Matrix| (a.view.offset, a.view.len) == (b.view.offset, b.view.len);
-    if !same_view(dk, dv) {
+    if !dk.view.is_same(&dv.view) {
         return Err(DeviceError::Usage("attention: dk and dv must be slices of one view".into()));
     }
     if place(lse) != place(delta) {
