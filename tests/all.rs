@@ -22,7 +22,7 @@ mod device {
 
 mod program {
     mod adamw;
-    mod attention;
+    pub mod attention;
     mod column_sum;
     mod cross_entropy;
     mod embedding;
