@@ -6,11 +6,14 @@ pub mod config;
 pub mod conformance;
 pub mod folder;
 pub mod generate;
+pub mod live;
 pub mod rates;
 pub mod run;
 pub mod saved;
 pub mod step;
 
+pub use generate::{Generation, NextLogits, Sampling};
+pub use live::Live;
 pub use run::{Summary, TrainError, run};
 pub use saved::Saved;
 pub use step::{Optimizer, Setup, StepResult, Trainer};

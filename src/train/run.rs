@@ -163,6 +163,12 @@ impl From<Batch> for Micro {
     }
 }
 
+impl From<model::Shape> for Shape {
+    fn from(shape: model::Shape) -> Shape {
+        Shape { batch_size: shape.batch, seq_len: shape.seq_len, grad_accum: shape.micro_batches }
+    }
+}
+
 /// A preset, or the model of a TOML file.
 pub fn read_model(name: &str) -> Result<model::Config, TrainError> {
     let path = Path::new(name);

@@ -32,6 +32,24 @@ pub struct Setup {
     pub optimizer: Optimizer,
 }
 
+impl Setup {
+    /// The usual: AdamW as in [`Optimizer::default`], parameters on the device, tiles fused on a wafer of 8 x 8, no bound on
+    /// memory. Alter what should be otherwise.
+    pub fn new(model: ModelConfig, shape: Shape) -> Setup {
+        Setup {
+            model,
+            shape,
+            seed: 1337,
+            schedule: Schedule::Fused,
+            wafer: Wafer::new(8, 8),
+            placement: Placement::Resident,
+            device_memory: None,
+            recompute: Recompute::Auto,
+            optimizer: Optimizer::default(),
+        }
+    }
+}
+
 /// Constants of AdamW and of clipping.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Optimizer {
@@ -45,6 +63,13 @@ pub struct Optimizer {
     pub weight_decay: f32,
     /// Largest global norm of the gradient; 0 turns clipping off.
     pub grad_clip: f32,
+}
+
+impl Default for Optimizer {
+    /// The defaults of `gaufre train`, those of nanoGPT.
+    fn default() -> Optimizer {
+        Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
+    }
 }
 
 /// What came of a step.
