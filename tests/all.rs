@@ -4,6 +4,8 @@ mod canary;
 mod cli;
 mod data;
 mod fabric;
+mod golden;
+mod hugging_face;
 mod model;
 mod rig;
 mod training;

@@ -2,7 +2,9 @@
 
 mod check;
 mod devices;
+mod export;
 mod generate;
+mod logits;
 mod train;
 
 use std::ffi::OsString;
@@ -25,6 +27,10 @@ enum Verb {
     Train(train::Args),
     /// Write text with a trained model
     Generate(generate::Args),
+    /// Write the logits that a model has for a text
+    Eval(logits::Args),
+    /// Write a trained model for other software to read
+    Export(export::Args),
     /// Hold every program against the f64 oracle on a device of this machine
     Check(check::Check),
     /// List the devices of this machine
@@ -80,6 +86,8 @@ impl Cli {
         match self.verb {
             Verb::Train(args) => train::run(args),
             Verb::Generate(args) => generate::run(&args),
+            Verb::Eval(args) => logits::run(&args),
+            Verb::Export(args) => export::run(&args),
             Verb::Check(args) => check::run(&args, &|device| Ok(tiny::step(device)?)),
             Verb::Devices(args) => devices::run(&args),
         }

@@ -7,7 +7,10 @@
 
 pub mod checkpoint;
 pub mod durable;
+pub mod export;
+pub mod import;
 mod panel;
+pub mod shards;
 mod slots;
 
 pub use panel::{Cut, PANEL_BYTES, Panel};

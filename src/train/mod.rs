@@ -6,6 +6,8 @@ pub mod config;
 pub mod conformance;
 pub mod folder;
 pub mod generate;
+pub mod hugging_face;
+pub mod logits;
 pub mod rates;
 pub mod run;
 pub mod saved;
