@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // Equal seeds write equal text.
-    let options = Sampling { temperature: 0.5, top_k: None, seed: 1 };
+    let options = Sampling { temperature: 0.5, top_k: None, top_p: None, seed: 1 };
     let mut model = trainer.live()?;
     let mut generation = Generation::new(&mut model, &tokens[..8], options);
     let written = (0..160).map(|_| generation.token()).collect::<Result<Vec<u32>, _>>()?;

@@ -5,6 +5,8 @@ mod canary;
 mod cli;
 mod data;
 mod fabric;
+mod golden;
+mod hugging_face;
 mod model;
 mod parsers;
 mod report;

@@ -2,8 +2,10 @@
 
 mod check;
 mod devices;
+mod export;
 mod generate;
 mod inspect;
+mod logits;
 mod report;
 mod train;
 
@@ -27,6 +29,10 @@ enum Verb {
     Train(train::Args),
     /// Write text with a trained model
     Generate(generate::Args),
+    /// Write the logits that a model has for a text
+    Eval(logits::Args),
+    /// Write a trained model for other software to read
+    Export(export::Args),
     /// Hold every program against the f64 oracle on a device of this machine
     Check(check::Check),
     /// Show the tensors of a run or of a safetensors file
@@ -89,6 +95,8 @@ impl Cli {
             Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
             Verb::Inspect(args) => inspect::run(&args),
             Verb::Report(args) => report::run(&args),
+            Verb::Eval(args) => logits::run(&args),
+            Verb::Export(args) => export::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }
     }

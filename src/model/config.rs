@@ -113,12 +113,20 @@ impl Config {
         Ok(self)
     }
 
+    /// The text that [`Config::parse`] reads as this model.
+    ///
+    /// # Panics
+    /// Never for a configuration that was read: its numbers are far below what TOML holds.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("small numbers and a name are TOML")
+    }
+
     /// Width of one head.
     pub fn head_size(&self) -> usize {
         self.d_model / self.heads
     }
 
-    fn validate(&self) -> Result<(), ModelError> {
+    pub(super) fn validate(&self) -> Result<(), ModelError> {
         let sizes = [
             ("layers", self.layers),
             ("heads", self.heads),

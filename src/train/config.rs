@@ -31,6 +31,10 @@ pub struct Config {
     /// Preset (see models/) or TOML file of the model
     #[arg(long, value_name = "NAME|FILE", default_value = "demo")]
     pub model: String,
+    /// Folder of a GPT-2 as Hugging Face's transformers keeps it, to go on from
+    #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// Text files, and folders of text files, to train on
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub data: Vec<PathBuf>,
@@ -399,6 +403,7 @@ mod tests {
         let full = Config {
             device_memory: Some(1),
             seq_len: Some(1),
+            init: Some("a".into()),
             min_lr: Some(0.0),
             warmup_steps: Some(1),
             out: Some("a".into()),

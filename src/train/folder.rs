@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::{Config, ConfigError};
 use crate::data::{DataError, Tokenizer};
+use crate::model;
 use crate::store::durable::{WriteError, write_whole};
 
 /// Why a folder cannot be had.
@@ -99,6 +100,11 @@ impl Folder {
         self.0.join("config.toml")
     }
 
+    /// The model, TOML.
+    pub fn model(&self) -> PathBuf {
+        self.0.join("model.toml")
+    }
+
     /// The tokenizer, JSON.
     pub fn tokenizer(&self) -> PathBuf {
         self.0.join("tokenizer.json")
@@ -114,7 +120,20 @@ impl Folder {
     /// # Errors
     /// [`ConfigError`] names the file and the line.
     pub fn read_config(&self) -> Result<Config, ConfigError> {
-        Config::read(&self.config())
+        let config = Config::read(&self.config())?;
+        // The model as it was resolved then: its file, its preset or the folder it came from may be gone.
+        Ok(match self.model().is_file() {
+            true => Config { model: self.model().to_string_lossy().into_owned(), ..config },
+            false => config,
+        })
+    }
+
+    /// Saves the model of the run.
+    ///
+    /// # Errors
+    /// [`FolderError::Write`].
+    pub fn write_model(&self, model: &model::Config) -> Result<(), FolderError> {
+        Ok(write_whole(&self.model(), model.to_toml().as_bytes())?)
     }
 
     /// Saves the tokenizer of the run.

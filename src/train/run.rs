@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::config::{Config, ConfigError, Grid};
 use super::folder::{Folder, FolderError};
 use super::generate::SamplingError;
+use super::hugging_face::{HuggingFace, HuggingFaceError};
 use super::rates::Rates;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
 use crate::data::{Batch, Batches, Corpus, DataError, Shape};
@@ -44,6 +45,8 @@ pub enum TrainError {
     Setup(#[from] SetupError),
     /// The store.
     Store(#[from] StoreError),
+    /// A folder of Hugging Face.
+    HuggingFace(#[from] HuggingFaceError),
     /// The checkpoint.
     Checkpoint(#[from] CheckpointError),
     /// A report.
@@ -71,7 +74,8 @@ pub struct Summary {
 /// [`TrainError`]: one clear line each; what can be known beforehand is refused before the folder is made.
 pub fn run(config: &Config, observer: &mut (dyn Observer + Send)) -> Result<Summary, TrainError> {
     config.check()?;
-    let model = read_model(&config.model)?;
+    let init = config.init.as_deref().map(HuggingFace::open).transpose()?;
+    let model = init.as_ref().map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
     let shape = config.shape(model.context)?;
     let corpus = Corpus::load(&config.data, config.tokenizer, config.val_split, shape.seq_len + 1)?;
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
@@ -80,7 +84,11 @@ pub fn run(config: &Config, observer: &mut (dyn Observer + Send)) -> Result<Summ
     let device = unsafe { Device::open_trusted(&config.device, config.threads) }?;
     let parameters = Table::new(&model).count();
     let mut trainer = Trainer::new(device.clone(), setup(config, model.clone(), shape))?;
+    if let Some(init) = &init {
+        init.load(trainer.store())?;
+    }
     let folder = Folder::claim(config, &model.name)?;
+    folder.write_model(&model)?;
     folder.write_tokenizer(&corpus.tokenizer)?;
     observer.started(&Start {
         device: &device::line(&device),

@@ -3,6 +3,7 @@
 
 use super::folder::Folder;
 use super::generate::NextLogits;
+use super::hugging_face::HuggingFace;
 use super::run::{TrainError, read_model};
 use crate::device::Device;
 use crate::model::{self, Decoder, Gpt};
@@ -33,6 +34,17 @@ impl Saved {
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);
         Ok(Saved { config: model, fabric, store, decoder })
+    }
+
+    /// Opens the model of a folder of Hugging Face on a device.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn import(model: &HuggingFace, device: Device) -> Result<Saved, TrainError> {
+        let (config, store) = (model.config().clone(), model.store(&device)?);
+        let decoder = Decoder::new(&device, &config)?;
+        let fabric = Fabric::new(device, Schedule::Fused, Wafer::new(8, 8));
+        Ok(Saved { config, fabric, store, decoder })
     }
 
     /// The model.

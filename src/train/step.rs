@@ -3,6 +3,7 @@
 
 use crate::device::{Buffer, Device, DeviceError, Elem};
 use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Shape, Visit};
+use crate::program::Matrix;
 use crate::program::adamw::{self, AdamW};
 use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS};
 use crate::program::schedule::{Fabric, Schedule};
@@ -264,6 +265,22 @@ impl Trainer {
             gradients.push((name, self.store.read_f64(tensor, Role::Gradient)?));
         }
         Ok(Gradients { loss, gradients })
+    }
+
+    /// The logits of batches, a chunk of the vocabulary at a time: see [`Gpt::logits`].
+    ///
+    /// # Errors
+    /// What the device says, and `take`.
+    pub fn logits(
+        &mut self,
+        batches: &[Micro],
+        take: &mut dyn FnMut(usize, usize, &Matrix) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.model.load(self.fabric.device(), batches)?;
+        for visit in self.model.visits().into_iter().filter(|v| *v != Visit::Head) {
+            self.model.forward(&self.fabric, &mut self.store, visit)?;
+        }
+        self.model.logits(&self.fabric, &mut self.store, take)
     }
 
     fn forward(&mut self, batches: &[Micro], train: bool) -> Result<(), StoreError> {
