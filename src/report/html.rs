@@ -214,7 +214,7 @@ fn facts(history: &History) -> String {
         facts.push(("Validation loss", format!("{loss:.4}"), about));
         facts.push((
             "Perplexity",
-            format!("{:.2}", loss.exp()),
+            if loss < 9.0 { format!("{:.2}", loss.exp()) } else { number::short(loss.exp()) },
             format!("{:.3} bits a token", loss / std::f64::consts::LN_2),
         ));
     }
@@ -271,6 +271,7 @@ fn table(title: &str, rows: &[(String, String)]) -> String {
 fn configuration(config: &toml::Table) -> Vec<(String, String)> {
     let text = |value: &toml::Value| match value {
         toml::Value::String(text) => text.clone(),
+        toml::Value::Float(number) => format!("{number:?}"),
         toml::Value::Array(list) => {
             let list: Vec<String> = list.iter().map(|v| v.as_str().map_or(v.to_string(), str::to_owned)).collect();
             list.join(" ")
@@ -335,8 +336,8 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// The mean of the losses around each step, of as many on either side: a fortieth of the run, less near the ends, so that
-/// the curve does not lag.
+/// The mean of the losses around each step, of as many on either side, a fortieth of the run in all, so that the curve
+/// does not lag; only at the end the past must do, so that one loss does not stand for the result.
 fn smoothed(steps: &[Step]) -> Vec<(f64, f64)> {
     let mut sums = vec![(0.0, 0.0)];
     for step in steps {
@@ -344,8 +345,8 @@ fn smoothed(steps: &[Step]) -> Vec<(f64, f64)> {
         sums.push(if step.loss.is_finite() { (sum + step.loss, count + 1.0) } else { (sum, count) });
     }
     let mean = |at: usize| {
-        let reach = (steps.len() / 80).min(at).min(steps.len() - 1 - at);
-        let (from, to) = (sums[at - reach], sums[at + reach + 1]);
+        let reach = (steps.len() / 80).min(at);
+        let (from, to) = (sums[at - reach], sums[(at + reach + 1).min(steps.len())]);
         (to.0 - from.0) / (to.1 - from.1)
     };
     steps.iter().enumerate().map(|(at, step)| (step.step as f64, mean(at))).collect()

@@ -171,13 +171,22 @@ fn class(style: Style) -> &'static str {
     }
 }
 
-/// From the least to the largest value; where a few lie far beyond all others, to where those end.
+/// Values are drawn up to here, so that differences of two stay finite.
+const MOST: f64 = 1e300;
+
+/// From the least to the largest value; where a few lie far beyond all others, to where those end. The ends differ.
 fn range(mut values: Vec<f64>) -> (f64, f64) {
+    values.iter_mut().for_each(|v| *v = v.clamp(-MOST, MOST));
     values.sort_by(f64::total_cmp);
     let (low, high) = (values[0], values[values.len() - 1]);
     let most = values[(values.len() - 1) * 99 / 100];
-    let high = if high - low > 4.0 * (most - low) && most > low { low + 1.5 * (most - low) } else { high };
-    (low, high.min(f64::MAX / 4.0))
+    let size = low.abs().max(high.abs());
+    match high - low {
+        _ if size < 1.0 / MOST => (0.0, 1.0),
+        spread if spread <= 1e-9 * size => (low - size / 20.0, high + size / 20.0),
+        spread if spread > 4.0 * (most - low) && most > low => (low, low + 1.5 * (most - low)),
+        _ => (low, high),
+    }
 }
 
 /// At most two points a piece, the least and the largest, in their order; a piece without a value stays a gap.
@@ -221,9 +230,11 @@ mod tests {
         let axis = Axis::round(1.43, 4.21, 6.0);
         assert_eq!((axis.low, axis.high), (1.0, 4.5));
         assert_eq!(axis.marks.len(), 8);
-        for (low, high) in [(0.0, 0.0), (1e-300, 1e-300), (-1e300, 1e300), (7.0, 7.0)] {
-            let axis = Axis::round(low, high, 3.0);
-            assert!(axis.high > axis.low || high == low, "{low} {high}");
+        for (low, high) in [(0.0, 0.0), (1e-300, 1e-300), (-1e300, 1e308), (7.0, 7.0), (0.0, 1e-310)] {
+            let (least, most) = range(vec![low, high]);
+            let axis = Axis::round(least, most, 3.0);
+            assert!(axis.high > axis.low && axis.high - axis.low < f64::INFINITY, "{low} {high}");
+            assert!((2..12).contains(&axis.marks.len()), "{low} {high}: {:?}", axis.marks);
         }
     }
 
