@@ -17,6 +17,14 @@ mod device {
     mod trusted;
 }
 
+mod runs {
+    mod damage;
+    mod desk;
+    mod guard;
+    mod kills;
+    mod stops;
+}
+
 mod program {
     mod adamw;
     mod attention;

@@ -2,6 +2,7 @@
 
 mod check;
 mod devices;
+mod eval;
 mod generate;
 mod train;
 
@@ -25,6 +26,8 @@ enum Verb {
     Train(train::Args),
     /// Write text with a trained model
     Generate(generate::Args),
+    /// Say how well a trained model predicts a text
+    Eval(eval::Args),
     /// Hold every program against the f64 oracle on a device of this machine
     Check(check::Check),
     /// List the devices of this machine
@@ -80,6 +83,7 @@ impl Cli {
         match self.verb {
             Verb::Train(args) => train::run(args),
             Verb::Generate(args) => generate::run(&args),
+            Verb::Eval(args) => eval::run(&args),
             Verb::Check(args) => check::run(&args, &|device| Ok(tiny::step(device)?)),
             Verb::Devices(args) => devices::run(&args),
         }
