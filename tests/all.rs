@@ -22,6 +22,14 @@ mod device {
     mod trusted;
 }
 
+mod runs {
+    mod damage;
+    mod desk;
+    mod guard;
+    mod kills;
+    mod stops;
+}
+
 mod program {
     mod adamw;
     pub mod attention;

@@ -23,6 +23,10 @@ fn run(folder: &Path, steps: u64) {
         steps,
         step_tokens: 8,
         folder,
+        resumed: None,
+        bytes_per_token: Some(1.0),
+        step_flops: 1e6,
+        peak_flops: 1e9,
     };
     fs::write(folder.join("config.toml"), "model = \"tiny\"\ndata = [\"a & b\"]\nlr = 0.001\n").unwrap();
     observer.started(&start).unwrap();
@@ -42,7 +46,7 @@ fn run(folder: &Path, steps: u64) {
             observer.evaluation(step, loss + 0.1).unwrap();
         }
     }
-    observer.finished(&Finish { steps, tokens: 8 * steps, seconds: 1.0 }).unwrap();
+    observer.finished(&Finish { steps, tokens: 8 * steps, seconds: 1.0, skipped: 0 }).unwrap();
 }
 
 /// CRC-32C bit by bit, from its polynomial: nothing in common with what wrote the file.

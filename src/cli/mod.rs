@@ -2,6 +2,7 @@
 
 mod check;
 mod devices;
+mod eval;
 mod export;
 mod generate;
 mod inspect;
@@ -29,10 +30,10 @@ enum Verb {
     Train(train::Args),
     /// Write text with a trained model
     Generate(generate::Args),
-    /// Write the logits that a model has for a text
-    Eval(logits::Args),
     /// Write a trained model for other software to read
     Export(export::Args),
+    /// Say how well a trained model predicts a text
+    Eval(eval::Args),
     /// Hold every program against the f64 oracle on a device of this machine
     Check(check::Check),
     /// Show the tensors of a run or of a safetensors file
@@ -95,8 +96,8 @@ impl Cli {
             Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
             Verb::Inspect(args) => inspect::run(&args),
             Verb::Report(args) => report::run(&args),
-            Verb::Eval(args) => logits::run(&args),
             Verb::Export(args) => export::run(&args),
+            Verb::Eval(args) => eval::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }
     }

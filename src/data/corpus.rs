@@ -47,6 +47,24 @@ impl Corpus {
         Ok(corpus)
     }
 
+    /// The tokens of files and folders by a tokenizer that is there already, and the bytes they stand for.
+    ///
+    /// # Errors
+    /// As [`Corpus::load`]; also where the tokenizer has no id for a character.
+    pub fn read(paths: &[PathBuf], tokenizer: &Tokenizer) -> Result<(Vec<u32>, u64), DataError> {
+        let (mut tokens, mut total) = (Vec::new(), 0);
+        for Source { path, bytes } in files::read(paths)?.sources {
+            total += bytes.len() as u64;
+            if *tokenizer == Tokenizer::byte() {
+                tokens.extend(bytes.into_iter().map(u32::from));
+                continue;
+            }
+            let text = std::str::from_utf8(&bytes).map_err(|e| DataError::NotText { path, offset: e.valid_up_to() })?;
+            tokens.extend(tokenizer.encode(text)?);
+        }
+        Ok((tokens, total))
+    }
+
     fn expect(&self, needed: usize, val_split: f64) -> Result<(), DataError> {
         let short = |split, tokens, cure| Err(DataError::TooShort { split, tokens, needed, cure });
         if self.train.len() < needed {

@@ -99,10 +99,10 @@ fn check(from: &Shards, target: &Target, rounding: Rounding, path: &Path) -> Res
     }
 }
 
-fn put(from: &Shards, target: &Target, rounding: Rounding, file: &mut impl Write) -> io::Result<()> {
+fn put(from: &Shards, target: &Target, rounding: Rounding, file: &mut dyn Write) -> io::Result<()> {
     let count: usize = target.shape.iter().product();
     let Some(entry) = target.source.as_ref().and_then(|source| from.get(source)) else {
-        return io::copy(&mut io::Read::take(io::repeat(0), (count * rounding.bytes()) as u64), file).map(|_| ());
+        return io::copy(&mut io::Read::take(io::repeat(0), (count * rounding.bytes()) as u64), &mut *file).map(|_| ());
     };
     let cols = *target.shape.last().unwrap_or(&1);
     let rows = count / cols.max(1);

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::de::value::{Error as TextError, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::guard::OnSpike;
 use super::rates::LrSchedule;
 use crate::data::{Order, Shape, TokenizerKind};
 use crate::model::Recompute;
@@ -124,6 +125,15 @@ pub struct Config {
     #[arg(long, value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+    /// Steps between two checkpoints; 0: only at the end
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = whole::<u64>)]
+    pub save_every: u64,
+    /// Checkpoints to keep: the newest N, and the best by validation loss
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u64>)]
+    pub keep: u64,
+    /// What to do about a loss 6 deviations above the last 128
+    #[arg(long, value_name = "report|rollback|ignore", default_value = "report", value_parser = named::<OnSpike>)]
+    pub on_spike: OnSpike,
 }
 
 /// Why a configuration cannot be.
@@ -193,6 +203,20 @@ impl Config {
         toml::to_string(self).expect("a checked configuration is TOML")
     }
 
+    /// This configuration, with the values of `other` for the keys in `typed`: what a person typed wins over a file.
+    ///
+    /// # Errors
+    /// What [`Config::check`] finds.
+    pub fn overlaid(&self, other: &Config, typed: &[String]) -> Result<Config, ConfigError> {
+        let failed = |reason: String| ConfigError::File { path: "config.toml".into(), reason };
+        let table = |config: &Config| toml::Table::try_from(config).map_err(|e| failed(e.to_string()));
+        let (mut base, above) = (table(self)?, table(other)?);
+        base.extend(above.into_iter().filter(|(key, _)| typed.contains(key)));
+        let config: Config = base.try_into().map_err(|e: toml::de::Error| failed(e.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// The learning rate at the end.
     pub fn min_lr(&self) -> f64 {
         self.min_lr.unwrap_or(self.lr / 10.0)
@@ -233,6 +257,9 @@ impl Config {
             let cure = "needs validation text; give a --val-split above 0, or --eval-every 0".into();
             return wrong("eval-every", self.eval_every, cure);
         }
+        if self.on_spike == OnSpike::Rollback && self.save_every == 0 {
+            return wrong("save-every", 0, "--on-spike rollback goes back to checkpoints; give 1 or more".into());
+        }
         if self.seed > MOST {
             return wrong("seed", self.seed, format!("must be at most {MOST}"));
         }
@@ -247,14 +274,19 @@ impl Config {
             ("grad-accum", self.grad_accum as u64),
             ("eval-batches", self.eval_batches as u64),
             ("device-memory", self.device_memory.unwrap_or(1)),
+            ("keep", self.keep),
         ];
         for (flag, value) in sizes {
             if value == 0 || value > MOST {
                 return wrong(flag, value, format!("must be 1 to {MOST}"));
             }
         }
-        let counts =
-            [("warmup-steps", self.warmup_steps()), ("eval-every", self.eval_every), ("threads", self.threads as u64)];
+        let counts = [
+            ("warmup-steps", self.warmup_steps()),
+            ("eval-every", self.eval_every),
+            ("threads", self.threads as u64),
+            ("save-every", self.save_every),
+        ];
         for (flag, value) in counts {
             if value > MOST {
                 return wrong(flag, value, format!("must be at most {MOST}"));

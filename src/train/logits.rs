@@ -2,7 +2,6 @@
 //! more than one window. It must never know where text or weights came from.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
