@@ -23,7 +23,7 @@ pub struct Cli {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Train a model on text
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Write text with a trained model
     Generate(generate::Args),
     /// Say how well a trained model predicts a text
@@ -81,7 +81,7 @@ impl Cli {
     /// What goes wrong, typed below and untyped here.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
-            Verb::Train(args) => train::run(args),
+            Verb::Train(args) => train::run(*args),
             Verb::Generate(args) => generate::run(&args),
             Verb::Eval(args) => eval::run(&args),
             Verb::Check(args) => check::run(&args, &|device| Ok(tiny::step(device)?)),
