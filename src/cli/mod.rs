@@ -27,7 +27,7 @@ pub struct Cli {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Train a model on text
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Write text with a trained model
     Generate(generate::Args),
     /// Write a trained model for other software to read
@@ -91,7 +91,7 @@ impl Cli {
     /// What goes wrong, typed below and untyped here.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
-            Verb::Train(args) => train::run(args),
+            Verb::Train(args) => train::run(*args),
             Verb::Generate(args) => generate::run(&args),
             Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
             Verb::Inspect(args) => inspect::run(&args),

@@ -109,9 +109,7 @@ mod tests {
     #[test]
     fn text_and_back_is_the_same() {
         let mut guard = Guard::default();
-        for i in 0..WINDOW {
-            guard.judge(0.1 + (i as f32).sqrt() / 3.0);
-        }
+        (0..WINDOW).for_each(|i| assert_eq!(guard.judge(0.1 + (i as f32).sqrt() / 3.0), None));
         let text = serde_json::to_string(&guard).unwrap();
         assert_eq!(serde_json::from_str::<Guard>(&text).unwrap(), guard);
     }

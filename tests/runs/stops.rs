@@ -104,7 +104,8 @@ fn what_changes_the_results_is_refused_by_name() {
     fs::write(desk.path("other"), "another text altogether\n".repeat(50)).unwrap();
     fs::write(desk.path("wide.toml"), "layers = 1\nheads = 2\nd_model = 32\ncontext = 8\n").unwrap();
     let (other, wide) = (desk.path("other"), desk.path("wide.toml").display().to_string());
-    let changes: [(&str, Box<dyn Fn(&mut Config)>); 7] = [
+    type Change = Box<dyn Fn(&mut Config)>;
+    let changes: [(&str, Change); 7] = [
         ("--lr was 0.01 and is 0.02", Box::new(|c| c.lr = 0.02)),
         ("--steps was 20 and is 30", Box::new(|c| c.steps = 30)),
         ("--seed was 1337 and is 1", Box::new(|c| c.seed = 1)),
