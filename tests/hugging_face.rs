@@ -119,7 +119,7 @@ impl Desk {
 fn same_tensors(model: &Model, path: &Path) {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let kept = model.tensors.iter().filter(|(name, _)| !name.ends_with("attn.bias") && *name != "lm_head.weight");
+    let kept = model.tensors.iter().filter(|(name, _)| !name.ends_with(".attn.bias") && *name != "lm_head.weight");
     let mut count = 0;
     for (name, (dtype, shape, bytes)) in kept {
         let found = file.tensor(&format!("transformer.{}", name.trim_start_matches("transformer."))).unwrap();

@@ -248,7 +248,7 @@ mod tests {
             let error = read_config("x", &format!("{{{model}\"{field}\":{value}}}")).unwrap_err();
             assert!(matches!(&error, ModelError::Impossible { field: named, .. } if *named == field), "{error}");
         }
-        for text in ["", "[]", r#"{"model_type":"gpt2","n_layer":-1}"#, r#"{"n_head":1,"n_head":2}"#] {
+        for text in ["", "[1]", r#"{"model_type":"gpt2","n_layer":-1}"#, r#"{"n_head":1,"n_head":2}"#] {
             assert!(matches!(read_config("x", text), Err(ModelError::Parse { .. })), "{text}");
         }
         assert!(read_config("x", r#"{"model_type":"gpt2","n_head":7}"#).is_err());
