@@ -110,6 +110,10 @@ pub static BACKWARD: Program = Program {
 ///
 /// # Panics
 /// When the shapes differ or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn forward(device: &Device, form: Form, x: &Matrix, y: &Matrix) -> Result<()> {
     let (Rows { rows, quads }, erf) = (Rows::flat(&[x, y]), (form == Form::Erf) as u32);
     let ((x_offset, x_stride), (y_offset, y_stride)) = (x.place(), y.place());
@@ -121,6 +125,10 @@ pub fn forward(device: &Device, form: Form, x: &Matrix, y: &Matrix) -> Result<()
 ///
 /// # Panics
 /// When the shapes differ or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn backward(device: &Device, form: Form, x: &Matrix, dy: &Matrix, dx: &Matrix) -> Result<()> {
     let (Rows { rows, quads }, erf) = (Rows::flat(&[x, dy, dx]), (form == Form::Erf) as u32);
     let (x_offset, x_stride) = x.place();

@@ -58,6 +58,9 @@ impl Round {
 
 impl Wafer {
     /// A wafer of `width x height` tiles with the SRAM of a WSE-2 tile.
+    ///
+    /// # Panics
+    /// For a width or a height of zero.
     pub fn new(width: u32, height: u32) -> Wafer {
         assert!(width > 0 && height > 0, "a wafer has tiles");
         Wafer { width, height }

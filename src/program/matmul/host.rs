@@ -190,18 +190,22 @@ fn dots(c: &mut [f32], a: &[f32], b: Operand<'_>, add: bool) {
     );
 }
 
-/// The order of additions is [`LANES`]', which then meet in halves.
+/// The order of additions is that of [`LANES`], which then meet in halves.
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
-        for l in 0..LANES {
-            lanes[l] = a[l].mul_add(b[l], lanes[l]);
-        }
+        lanes = add_products(lanes, a, b);
     }
-    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane = a.mul_add(*b, *lane);
+    if !a_rest.is_empty() {
+        // Widened by zeros, so that no lane is ever picked by a number: then all of them stay in registers.
+        let widened = |rest: &[f32]| {
+            let mut wide = [0.0f32; LANES];
+            wide[..rest.len()].copy_from_slice(rest);
+            wide
+        };
+        lanes = add_products(lanes, &widened(a_rest), &widened(b_rest));
     }
     for half in [32, 16, 8, 4, 2, 1] {
         for l in 0..half {
@@ -209,6 +213,14 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     lanes[0]
+}
+
+#[inline(always)]
+fn add_products(mut lanes: [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    for l in 0..LANES {
+        lanes[l] = a[l].mul_add(b[l], lanes[l]);
+    }
+    lanes
 }
 
 thread_local! {
