@@ -153,12 +153,12 @@ impl Sum<'_> {
     /// One thread's part.
     fn compute(self, mut target: Target, col: usize, a: Operand<'_>, b: Operand<'_>) {
         let cols = target.cols.min(self.cols - col);
-        for k in (0..self.depth).step_by(PANEL_ROWS) {
-            let (depth, add) = (PANEL_ROWS.min(self.depth - k), self.add || k > 0);
-            let (mut part, a, b) = (Target { cols, ..target }, a.from(0, k), b.from(k, 0));
-            match self.lone {
-                true => dots(part.row(0), &a.data[..depth], b, add),
-                false => chunk(part, a, b, depth, add),
+        if self.lone {
+            dots(&mut target.row(0)[..cols], &a.data[..self.depth], b, self.add);
+        } else {
+            for k in (0..self.depth).step_by(PANEL_ROWS) {
+                let depth = PANEL_ROWS.min(self.depth - k);
+                chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
             }
         }
         if !self.end || (self.bias.is_none() && cols == target.cols) {
@@ -177,14 +177,18 @@ impl Sum<'_> {
 /// Sums that a dot product keeps side by side: lane l takes k = l, l + LANES and so on, ascending.
 const LANES: usize = 64;
 
-/// Adds (or, for `add == false`, sets) one chunk of the contraction for a lone row: `c[j] (+)= a . column j of b`.
+/// Adds to (or, for `add == false`, sets) a lone row: `c[j] (+)= a . column j of b`, chunk by chunk of the contraction, each
+/// column of `b` read in one go.
 fn dots(c: &mut [f32], a: &[f32], b: Operand<'_>, add: bool) {
     vector::dispatch(
         #[inline(always)]
         || {
             for (j, c) in c.iter_mut().enumerate() {
-                let sum = dot(a, &b.data[j * b.right..][..a.len()]);
-                *c = if add { *c + sum } else { sum };
+                let b = &b.data[j * b.right..][..a.len()];
+                for (i, (a, b)) in a.chunks(PANEL_ROWS).zip(b.chunks(PANEL_ROWS)).enumerate() {
+                    let sum = dot(a, b);
+                    *c = if add || i > 0 { *c + sum } else { sum };
+                }
             }
         },
     );
