@@ -10,7 +10,7 @@ use super::folder::{Folder, FolderError};
 use super::generate::SamplingError;
 use super::rates::Rates;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
-use crate::data::{Batch, Batches, Corpus, DataError, Shape};
+use crate::data::{Batch, Batches, Corpus, DataError, Shape, Tokens};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Finish, Observer, ReportError, Start, StepLine, device};
@@ -73,7 +73,7 @@ pub fn run(config: &Config, observer: &mut (dyn Observer + Send)) -> Result<Summ
     config.check()?;
     let model = read_model(&config.model)?;
     let shape = config.shape(model.context)?;
-    let corpus = Corpus::load(&config.data, config.tokenizer, config.val_split, shape.seq_len + 1)?;
+    let corpus = Corpus::load(&config.request(), shape.seq_len + 1)?;
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
     let device = Device::open(&config.device, config.threads)?;
     let parameters = Table::new(&model).count();
@@ -146,7 +146,7 @@ fn steps(
 }
 
 /// Mean loss over at most `most` micro-batches of the validation text, and at most one pass.
-fn evaluate(trainer: &mut Trainer, shape: Shape, tokens: &[u32], most: usize) -> Result<f64, TrainError> {
+fn evaluate(trainer: &mut Trainer, shape: Shape, tokens: &Tokens, most: usize) -> Result<f64, TrainError> {
     let (mut sum, mut count) = (0.0, 0.0);
     for batch in Batches::evaluation(tokens, shape, most) {
         sum += trainer.evaluate(&[batch.into()])? as f64;
