@@ -274,7 +274,7 @@ fn ids_of_other_programs_are_taken_as_they_are() {
     assert_eq!((corpus.train.to_vec(), corpus.validation.len()), (vec![7, 8, 9, 1, 2, 3, 4], 0));
     assert!(!cache.exists());
     // Prepared, and with a file for validation, they are the same.
-    let plan = Plan { val_data: vec![long], ..plan(&files[..2], TokenizerKind::Byte) };
+    let plan = Plan { val_data: vec![long.clone()], ..plan(&files[..2], TokenizerKind::Byte) };
     let out = folder.path().join("out");
     let made = prepare(&plan, &out, 4).unwrap();
     assert_eq!((made.documents, made.train_tokens, made.validation_tokens), (3, 5, 2));

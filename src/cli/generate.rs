@@ -47,13 +47,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.max_tokens > 0, "--max-tokens 0: must be 1 or more");
     ensure!(args.prompt.as_deref() != Some(""), "--prompt \"\": empty; give at least one character, or leave it out");
     let folder = Folder::open(&args.run)?;
-    let prompt = match &args.prompt {
-        Some(text) => {
-            let tokens = folder.read_tokenizer()?.encode(text);
-            Some(tokens.map_err(|e| anyhow::Error::new(e).context("--prompt"))?)
-        }
-        None => None,
-    };
+    let tokenizer = folder.read_tokenizer()?;
+    let prompt = args.prompt.as_deref().map(|text| tokenizer.encode(text)).transpose();
+    let prompt = prompt.map_err(|e| anyhow::Error::new(e).context("--prompt"))?;
     let device = Device::open(&args.device, args.threads)?;
     eprintln!("{}", report::device::line(&device));
     let mut saved = train::Saved::open(&folder, device)?;

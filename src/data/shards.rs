@@ -252,9 +252,9 @@ fn header(index: &Index, width: Width, shard: &Shard) -> [u8; HEADER] {
 
 /// Whether a folder is prepared data.
 pub(super) fn is_prepared(folder: &Path) -> bool {
-    let index = folder.join(INDEX);
-    let named = || fs::read_to_string(&index).is_ok_and(|text| text.contains("\"gaufre tokens\""));
-    index.is_file() && (folder.join(name_of(0)).is_file() || named())
+    let named = |text: String| text.contains("\"gaufre tokens\"");
+    // Either is enough, so that data which has lost the other is refused rather than read as text.
+    folder.join(name_of(0)).is_file() || fs::read_to_string(folder.join(INDEX)).is_ok_and(named)
 }
 
 /// Opens prepared data: everything that is said of it is checked, every byte against its checksum.
