@@ -3,7 +3,7 @@
 //! `cargo bench --bench prepare -- [--megabytes N] [--rounds N]`
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gaufre::data::{Plan, Tokenizer, TokenizerKind, prepare};
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Seconds of the crate: texts in memory to ids in memory.
-fn alone(tokenizer: &PathBuf, text: &str) -> f64 {
+fn alone(tokenizer: &Path, text: &str) -> f64 {
     let tokenizer = tokenizers::Tokenizer::from_file(tokenizer).expect("it was just made");
     let mut texts = Vec::new();
     let mut rest = text;
@@ -68,11 +68,11 @@ fn alone(tokenizer: &PathBuf, text: &str) -> f64 {
 }
 
 /// Seconds of `gaufre prepare`: file to shards, the reading of the tokenizer included.
-fn whole(tokenizer: &PathBuf, file: &PathBuf, out: PathBuf) -> Result<f64, gaufre::data::DataError> {
+fn whole(tokenizer: &Path, file: &Path, out: PathBuf) -> Result<f64, gaufre::data::DataError> {
     let plan = Plan {
-        data: vec![file.clone()],
+        data: vec![file.into()],
         val_data: Vec::new(),
-        tokenizer: TokenizerKind::File(tokenizer.clone()),
+        tokenizer: TokenizerKind::File(tokenizer.into()),
         val_split: None,
         field: "text".into(),
         separator: None,

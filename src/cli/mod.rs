@@ -25,7 +25,7 @@ pub struct Cli {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Train a model on text
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Tokenise data once, for many runs
     Prepare(prepare::Args),
     /// Make a tokenizer
@@ -90,7 +90,7 @@ impl Cli {
     /// What goes wrong, typed below and untyped here.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
-            Verb::Train(args) => train::run(args),
+            Verb::Train(args) => train::run(&args),
             Verb::Prepare(args) => prepare::run(&args),
             Verb::Tokenizer(args) => tokenizer::run(&args),
             Verb::Generate(args) => generate::run(&args),

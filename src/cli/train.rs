@@ -49,12 +49,12 @@ impl Args {
         }
         let keys = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
         let given: Vec<String> = keys.into_iter().flatten().map(|(key, _)| key).chain(self.typed.clone()).collect();
-        Ok(demo::fill(base.overlaid(&self.config, &self.typed)?, &given)?)
+        demo::fill(base.overlaid(&self.config, &self.typed)?, &given)
     }
 }
 
 /// Trains; progress goes to standard error, the folder of the run to standard output.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.resolve()?;
     let mut observer = (Progress::stderr(), Metrics::default());
     let summary = train::run(&config, &mut observer)?;
