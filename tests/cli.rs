@@ -20,6 +20,20 @@ impl Desk {
         self.folder.path().join(name)
     }
 
+    /// A model that trains in no time.
+    fn tiny(&self) {
+        let text = "layers = 2\nheads = 2\nd_model = 32\ncontext = 16\n";
+        fs::write(self.path("tiny.toml"), text).unwrap();
+    }
+
+    /// Step and loss of each line of a run's metrics, as they are written.
+    fn losses(&self, run: &str) -> Vec<(serde_json::Value, serde_json::Value)> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let loss = |line: &serde_json::Value| line.get("loss").or(line.get("val_loss")).cloned();
+        lines.filter_map(|line| Some((line["step"].clone(), loss(&line)?))).collect()
+    }
+
     /// Runs the command in the folder.
     fn gaufre(&self, line: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gaufre"));
@@ -60,12 +74,174 @@ fn missing_or_unfit_data() {
     fs::write(desk.path("binary"), b"\x7fELF\xff\xfe").unwrap();
     fs::create_dir(desk.path("nothing")).unwrap();
     let data = |name| desk.error(1, &["train", "--device", "host", "--data", name]);
-    has(&desk.error(1, &["train"]), &["--data", "text files"]);
+    has(&desk.error(1, &["train", "--model", "gpt2"]), &["--data", "text files"]);
     has(&data("none"), &["none", "give a text file"]);
     has(&data("empty"), &["empty", "no text"]);
     has(&data("nothing"), &["nothing", "no text"]);
     has(&data("short"), &["4 tokens", "--seq-len"]);
     has(&data("binary"), &["binary", "byte 4", "--tokenizer byte"]);
+}
+
+#[test]
+fn each_kind_of_data_names_what_is_wrong_with_it() {
+    let desk = Desk::new();
+    fs::write(desk.path("odd.bin"), [1, 0, 2]).unwrap();
+    fs::write(desk.path("far.bin"), [1, 0, 0, 1]).unwrap();
+    fs::write(desk.path("field.jsonl"), "{\"text\": \"x\"}\n{\"body\": \"x\"}\n").unwrap();
+    fs::write(desk.path("broken.jsonl"), "{\"text\": \"x\"}\n\n{\"text\": \n").unwrap();
+    fs::write(desk.path("none.json"), "{}").unwrap();
+    let data =
+        |name, tokenizer| desk.error(1, &["train", "--device", "host", "--data", name, "--tokenizer", tokenizer]);
+    has(&data("odd.bin", "byte"), &["odd.bin", "3 bytes"]);
+    has(&data("far.bin", "byte"), &["far.bin", "id 256 at byte 2", "--tokenizer"]);
+    has(&data("field.jsonl", "char"), &["field.jsonl line 2", "\"text\"", "body", "--field"]);
+    has(&data("broken.jsonl", "char"), &["broken.jsonl line 3", "broken JSON"]);
+    has(&data("text", "none.json"), &["none.json", "tokenizer"]);
+    has(&data("text", "gone.json"), &["gone.json", "No such file"]);
+    has(&desk.train(2, &["--tokenizer", "bpe"]), &["--tokenizer", "bpe", "tokenizer.json"]);
+    has(&desk.train(1, &["--val-data", "text", "--val-split", "0.5"]), &["--val-split 0.5", "--val-data"]);
+}
+
+#[test]
+fn prepared_data_that_does_not_fit_is_refused() {
+    let desk = Desk::new();
+    let out = desk.gaufre(&["prepare", "text", "--tokenizer", "byte", "--out", "data"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), "data\n");
+    let train = |flags: &[&str]| desk.error(1, &[&["train", "--device", "host", "--data", "data"], flags].concat());
+    has(&train(&["--tokenizer", "char"]), &["--tokenizer char", "data", "byte"]);
+    has(&train(&["--val-split", "0.2"]), &["--val-split 0.2", "leave"]);
+    fs::write(desk.path("small.toml"), "layers = 1\nheads = 1\nd_model = 8\ncontext = 8\nvocab_size = 100\n").unwrap();
+    has(&train(&["--model", "small.toml"]), &["small", "vocab_size = 100", "256 ids"]);
+    has(&desk.error(1, &["prepare", "text", "--out", "data"]), &["--out data", "holds something"]);
+    has(&desk.error(1, &["prepare", "text", "--out", "text/x"]), &["text/x", "choose a folder"]);
+    let shard = desk.path("data/00000.tokens");
+    let good = fs::read(&shard).unwrap();
+    type Spoil = fn(&mut Vec<u8>);
+    let spoils: [(Spoil, &str); 4] = [
+        (|b| b.truncate(b.len() - 1), "cut off"),
+        (|b| b[0] ^= 1, "GAUFRETK"),
+        (|b| b[8] = 9, "version 9"),
+        (|b| b[999] ^= 8, "a bit of it has changed"),
+    ];
+    for (spoil, said) in spoils {
+        let mut bytes = good.clone();
+        spoil(&mut bytes);
+        fs::write(&shard, bytes).unwrap();
+        has(&train(&[]), &["00000.tokens", said, "prepare it again"]);
+    }
+}
+
+#[test]
+fn models_that_cannot_be() {
+    let desk = Desk::new();
+    let model = |text: &str| {
+        fs::write(desk.path("odd.toml"), text).unwrap();
+        desk.train(1, &["--model", "odd.toml"])
+    };
+    has(&model("layers = 1\nheads = 3\nd_model = 64\ncontext = 32\n"), &["odd", "heads = 3", "divide d_model = 64"]);
+    has(&model("layers = 0\nheads = 1\nd_model = 64\ncontext = 32\n"), &["odd", "layers = 0", "must be 1"]);
+    has(&model("layers = 1\nheads = 1\nd_model = 99999999999\ncontext = 32\n"), &["d_model = 99999999999", "16777216"]);
+    has(&model("layers = 99999999999999999999\n"), &["odd"]);
+    has(&model("heads = 1\nd_model = 64\ncontext = 32\n"), &["odd", "layers"]);
+    has(&desk.train(1, &["--model", "gone.toml"]), &["gone.toml", "No such file"]);
+}
+
+#[test]
+fn too_little_device_memory_says_how_much_is_needed() {
+    let desk = Desk::new();
+    let said = desk.train(1, &["--device-memory", "1000"]);
+    has(&said, &["--device-memory 1000", "bytes"]);
+    let needed = said.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u64>().ok()).max();
+    assert!(needed.is_some_and(|n| n > 1000), "{said}");
+}
+
+#[test]
+fn a_configuration_from_a_file_under_the_flags() {
+    let desk = Desk::new();
+    desk.tiny();
+    let config = |text: &str| fs::write(desk.path("config.toml"), text).unwrap();
+    config("data = ['text']\nstpes = 3\n");
+    has(&desk.error(1, &["train", "--config", "config.toml"]), &["config.toml", "line 2", "stpes", "steps"]);
+    config("data = ['text']\nsteps = 'many'\n");
+    has(&desk.error(1, &["train", "--config", "config.toml"]), &["config.toml", "line 2"]);
+    has(&desk.error(1, &["train", "--config", "gone.toml"]), &["gone.toml"]);
+    config("model = 'tiny.toml'\ndata = ['text']\nsteps = 2\nlr = 0.5\ndevice = 'host'\neval_every = 0\n");
+    let out = desk.gaufre(&["train", "--config", "config.toml", "--lr", "0.25", "--sample-tokens", "0", "--out", "a"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let resolved = fs::read_to_string(desk.path("a/config.toml")).unwrap();
+    has(&resolved, &["lr = 0.25", "steps = 2", "eval_every = 0", "batch_size = 12"]);
+    // A run's own file repeats the run, in a folder of its own.
+    let again = desk.gaufre(&["train", "--config", "a/config.toml", "--sample-tokens", "0"]);
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), "runs/tiny-1\n");
+    assert_eq!(desk.losses("a"), desk.losses("runs/tiny-1"));
+}
+
+#[test]
+fn a_run_leaves_its_folder_and_equal_flags_give_equal_runs() {
+    let desk = Desk::new();
+    desk.tiny();
+    let train = |out: &str, flags: &[&str]| {
+        let line =
+            ["train", "--data", "text", "--model", "tiny.toml", "--device", "host", "--steps", "5", "--out", out];
+        let output = desk.gaufre(&[&line, flags].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{out}\n"));
+        said
+    };
+    let said = train("plain", &["--sample-tokens", "20"]);
+    has(&said, &["step 5/5", "validation loss", "a sample", "generate plain --prompt"]);
+    for file in ["config.toml", "tokenizer.json", "metrics.jsonl", "model.safetensors"] {
+        assert!(desk.path("plain").join(file).is_file(), "{file}");
+    }
+    train("streamed", &["--store", "ram", "--device-memory", "910KB", "--sample-tokens", "0"]);
+    train("stepwise", &["--schedule", "superstep", "--wafer", "3x2", "--threads", "1", "--sample-tokens", "0"]);
+    let losses = desk.losses("plain");
+    assert_eq!(losses.len(), 6);
+    assert_eq!(losses, desk.losses("streamed"));
+    assert_eq!(losses, desk.losses("stepwise"));
+    let write = |seed: &str| {
+        let line = ["generate", "plain", "--prompt", "to be", "--max-tokens", "40", "--device", "host", "--seed", seed];
+        let output = desk.gaufre(&line);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = write("1");
+    assert!(text.starts_with("to be") && text.chars().count() == 5 + 40 + 1, "{text:?}");
+    assert_eq!(text, write("1"));
+    assert_ne!(text, write("2"));
+}
+
+#[test]
+fn prepared_data_trains_as_the_text_it_came_from() {
+    let desk = Desk::new();
+    desk.tiny();
+    let tokenizer = ["tokenizer", "train", "--data", "text", "--vocab-size", "260", "--out", "bpe.json"];
+    assert!(desk.gaufre(&tokenizer).status.success());
+    let prepare = ["prepare", "text", "--tokenizer", "bpe.json", "--shard-tokens", "100", "--out", "data"];
+    assert!(desk.gaufre(&prepare).status.success());
+    for (out, data) in [("one", &["text", "--tokenizer", "bpe.json"][..]), ("two", &["data"])] {
+        let line = ["train", "--model", "tiny.toml", "--device", "host", "--steps", "3", "--out", out, "--data"];
+        let output = desk.gaufre(&[&line, data].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(desk.losses("one"), desk.losses("two"));
+    has(&desk.error(1, &tokenizer), &["--out bpe.json", "is there already"]);
+    let small = ["tokenizer", "train", "--data", "text", "--vocab-size", "10", "--out", "small.json"];
+    has(&desk.error(1, &small), &["--vocab-size 10", "257"]);
+}
+
+#[test]
+fn the_demo_needs_no_flags() {
+    let desk = Desk::new();
+    // With fewer steps than it has on its own, and of a few tokens.
+    let output =
+        desk.gaufre(&["train", "--steps", "2", "--batch-size", "1", "--device", "host", "--sample-tokens", "9"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "runs/demo-1\n");
+    has(&said, &["model: demo", "step 2/2", "a sample", "generate runs/demo-1 --prompt \"fn \""]);
 }
 
 #[test]

@@ -4,12 +4,37 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use gaufre::data::{Batches, Corpus, DataError, Order, Shape, TextStream, Tokenizer, TokenizerKind};
+use gaufre::data::{
+    Batches, Corpus, DataError, Order, Plan, Request, Shape, TextStream, Tokenizer, TokenizerKind, Tokens, prepare,
+};
 use proptest::prelude::*;
 
+fn plan(paths: &[&Path], tokenizer: TokenizerKind) -> Plan {
+    Plan {
+        data: paths.iter().map(|p| p.to_path_buf()).collect(),
+        val_data: Vec::new(),
+        tokenizer,
+        val_split: None,
+        field: "text".into(),
+        separator: None,
+    }
+}
+
+fn request(plan: Plan, cache: &Path) -> Request {
+    Request { plan, tokenizer_chosen: false, cache: cache.into() }
+}
+
 fn load(paths: &[&Path], kind: TokenizerKind, val_split: f64, min_len: usize) -> Result<Corpus, DataError> {
-    let paths: Vec<PathBuf> = paths.iter().map(|p| p.to_path_buf()).collect();
-    Corpus::load(&paths, kind, val_split, min_len)
+    let cache = tempfile::tempdir().unwrap();
+    let plan = Plan { val_split: Some(val_split), ..plan(paths, kind) };
+    Corpus::load(&request(plan, cache.path()), min_len)
+}
+
+/// A file in a folder.
+fn at(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, bytes).unwrap();
+    path
 }
 
 #[test]
@@ -23,7 +48,7 @@ fn the_end_of_the_text_is_held_out_as_nanogpt_does() {
     assert_eq!(corpus.tokenizer.vocab_size(), 2);
     let all = load(&[&file], TokenizerKind::Byte, 0.0, 65).unwrap();
     assert_eq!((all.train.len(), all.validation.len()), (1_115_394, 0));
-    assert_eq!(all.train[..2], [97, 98]);
+    assert_eq!(all.train.to_vec()[..2], [97, 98]);
 }
 
 #[test]
@@ -38,18 +63,14 @@ fn folders_are_read_by_name_without_what_is_hidden_or_binary() {
     #[cfg(unix)]
     std::os::unix::fs::symlink(root, root.join("b/loop")).unwrap();
     let corpus = load(&[root, &root.join("a")], TokenizerKind::Char, 0.0, 1).unwrap();
-    assert_eq!(corpus.tokenizer.decode(&corpus.train).unwrap(), "1231");
+    assert_eq!(corpus.tokenizer.decode(&corpus.train.to_vec()).unwrap(), "1231");
     assert_eq!(corpus.skipped, [root.join("d")]);
 }
 
 #[test]
 fn bad_data_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str, bytes: &[u8]| {
-        let path = folder.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        path
-    };
+    let at = |name: &str, bytes: &[u8]| at(folder.path(), name, bytes);
     let (latin, empty, text) = (at("latin", b"caf\xe9 au lait"), at("empty", b""), at("text", &[b'x'; 100]));
     let said = |paths: &[&Path], val_split, needed| {
         load(paths, TokenizerKind::Char, val_split, needed).unwrap_err().to_string()
@@ -99,9 +120,222 @@ fn a_stream_gives_whole_characters_only() {
     assert_eq!(stream.finish(), "\u{fffd}");
 }
 
+/// What the crate of the format says of a text in one piece.
+fn whole(tokenizer: &Path, text: &str) -> Vec<u32> {
+    let tokenizer = tokenizers::Tokenizer::from_file(tokenizer).unwrap();
+    tokenizer.encode(text, false).unwrap().get_ids().to_vec()
+}
+
+fn learned(folder: &Path, text: &str, size: usize) -> PathBuf {
+    let file = at(folder, "learn.txt", text.as_bytes());
+    let tokenizer = Tokenizer::learn(&[file], "text", size).unwrap();
+    at(folder, "tokenizer.json", tokenizer.to_json().as_bytes())
+}
+
+/// Some text with all that matters to the cuts: indented lines, trailing blanks, empty lines, other scripts.
+fn prose() -> String {
+    let lines = ["fn main() {", "    let été = \"naïve 東京\";  ", "", "\t}", "It's 1234 o'clock.", "x\r", " y", "end"];
+    (0..30_000u64).map(|i| format!("{}\n", lines[(i * i / 3 % 8) as usize])).collect()
+}
+
+#[test]
+fn blocks_give_the_ids_that_the_whole_text_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = prose();
+    let tokenizer = learned(folder.path(), &text, 400);
+    let file = at(folder.path(), "text", text.as_bytes());
+    let out = folder.path().join("out");
+    let plan = Plan { val_split: Some(0.25), ..plan(&[&file], TokenizerKind::File(tokenizer.clone())) };
+    let made = prepare(&plan, &out, 10_007).unwrap();
+    let expected = whole(&tokenizer, &text);
+    assert_eq!(made.source_bytes, text.len() as u64);
+    let corpus = load(&[&out], TokenizerKind::Char, 0.0, 1).unwrap_err();
+    assert!(corpus.to_string().contains("--val-split 0"), "{corpus}");
+    let corpus = Corpus::load(&request(self::plan(&[&out], TokenizerKind::Char), folder.path()), 1).unwrap();
+    assert_eq!(corpus.train.len(), expected.len() * 3 / 4);
+    assert_eq!([corpus.train.to_vec(), corpus.validation.to_vec()].concat(), expected);
+    assert_eq!(corpus.tokenizer.decode(&expected).unwrap(), text);
+}
+
+#[test]
+fn documents_are_apart_and_text_cannot_forge_their_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = learned(folder.path(), "one two <|endoftext|> three", 257);
+    let lines = at(folder.path(), "a.jsonl", b"{\"text\": \"one <|endoftext|>\"}\n{\"text\": \"two\"}\n");
+    let file = at(folder.path(), "b", b"three");
+    let of = |separator: Option<&str>, kind| {
+        let plan = Plan { separator: separator.map(Into::into), ..plan(&[&lines, &file], kind) };
+        let corpus = Corpus::load(&request(plan, &folder.path().join("cache")), 1).unwrap();
+        (corpus.tokenizer.clone(), [corpus.train.to_vec(), corpus.validation.to_vec()].concat())
+    };
+    let (bpe, ids) = of(None, TokenizerKind::File(tokenizer));
+    let end = bpe.end_of_text().unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == end).count(), 2);
+    assert_eq!(bpe.decode(&ids).unwrap(), "one <|endoftext|><|endoftext|>two<|endoftext|>three");
+    let (char, ids) = of(None, TokenizerKind::Char);
+    assert_eq!(char.decode(&ids).unwrap(), "one <|endoftext|>twothree");
+    let (byte, ids) = of(Some("\n--\n"), TokenizerKind::Byte);
+    assert_eq!(byte.decode(&ids).unwrap(), "one <|endoftext|>\n--\ntwo\n--\nthree");
+}
+
+#[test]
+fn a_stream_of_bpe_says_what_the_whole_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let bpe = Tokenizer::load(&learned(folder.path(), "a b", 257)).unwrap();
+    let text = "naïve 東京 \u{1f600} it's";
+    let mut stream = TextStream::new(&bpe);
+    let pieces: Vec<String> = bpe.encode(text).unwrap().iter().map(|id| stream.push(*id).unwrap()).collect();
+    assert_eq!(pieces.concat() + &stream.finish(), text);
+    let mut cut = TextStream::new(&bpe);
+    assert_eq!(cut.push(bpe.encode("é").unwrap()[0]).unwrap(), "");
+    assert_eq!(cut.finish(), "\u{fffd}");
+    assert!(bpe.decode(&[1_000_000]).is_err());
+}
+
+#[test]
+fn text_is_tokenised_once_and_a_broken_cache_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let file = at(folder.path(), "text", "to be or not to be\n".repeat(50).as_bytes());
+    let load = |split| {
+        let plan = Plan { val_split: split, ..plan(&[&file], TokenizerKind::Char) };
+        let corpus = Corpus::load(&request(plan, &cache), 1).unwrap();
+        (corpus.train.len(), corpus.validation.len())
+    };
+    let entries = || fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    assert_eq!(load(None), (855, 95));
+    let made = entries();
+    let shard = made[0].join("00000.tokens");
+    let before = fs::metadata(&shard).unwrap().modified().unwrap();
+    // Another split is the same text.
+    assert_eq!(load(Some(0.5)), (475, 475));
+    assert_eq!((entries(), fs::metadata(&shard).unwrap().modified().unwrap()), (made.clone(), before));
+    flip(&shard, 100);
+    assert_eq!(load(None), (855, 95));
+    assert_eq!(entries(), made);
+    fs::write(&file, "another text\n".repeat(50)).unwrap();
+    load(None);
+    assert_eq!(entries().len(), 2);
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn no_bit_of_prepared_data_changes_unnoticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = at(folder.path(), "text", b"to be or not to be");
+    let out = folder.path().join("out");
+    prepare(&plan(&[&file], TokenizerKind::Char), &out, 10).unwrap();
+    let open = || Corpus::load(&request(plan(&[&out], TokenizerKind::Char), folder.path()), 1);
+    open().unwrap();
+    for name in ["00000.tokens", "00001.tokens", "tokenizer.json", "index.json"] {
+        let path = out.join(name);
+        let good = fs::read(&path).unwrap();
+        for place in 0..good.len() {
+            if name.ends_with("json") && good[place].is_ascii_whitespace() {
+                continue;
+            }
+            flip(&path, place);
+            let error = open().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("prepare it again"), "{place}: {error}");
+            fs::write(&path, &good).unwrap();
+        }
+        for cut in [0, 1, good.len() / 2, good.len() - 1] {
+            fs::write(&path, &good[..cut]).unwrap();
+            assert!(open().unwrap_err().to_string().contains(name), "{name} {cut}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(open().is_err(), "{name}");
+        fs::write(&path, &good).unwrap();
+    }
+    open().unwrap();
+}
+
+/// The bytes of llm.c's files.
+fn llm_c(magic: u32, version: u32, count: u32, ids: &[u8]) -> Vec<u8> {
+    let mut words = vec![0u32; 256];
+    words[..3].copy_from_slice(&[magic, version, count]);
+    words.iter().flat_map(|w| w.to_le_bytes()).chain(ids.iter().copied()).collect()
+}
+
+#[test]
+fn ids_of_other_programs_are_taken_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let nanogpt = at(folder.path(), "a.bin", &[7, 0, 8, 0, 9, 0]);
+    let short = at(folder.path(), "b.bin", &llm_c(20_240_520, 1, 2, &[1, 0, 2, 0]));
+    let long = at(folder.path(), "c.bin", &llm_c(20_240_801, 7, 2, &[3, 0, 0, 0, 4, 0, 0, 0]));
+    let files = [nanogpt.as_path(), &short, &long];
+    let cache = folder.path().join("cache");
+    let corpus = Corpus::load(&request(plan(&files, TokenizerKind::Byte), &cache), 1).unwrap();
+    assert_eq!((corpus.train.to_vec(), corpus.validation.len()), (vec![7, 8, 9, 1, 2, 3, 4], 0));
+    assert!(!cache.exists());
+    // Prepared, and with a file for validation, they are the same.
+    let plan = Plan { val_data: vec![long.clone()], ..plan(&files[..2], TokenizerKind::Byte) };
+    let out = folder.path().join("out");
+    let made = prepare(&plan, &out, 4).unwrap();
+    assert_eq!((made.documents, made.train_tokens, made.validation_tokens), (3, 5, 2));
+    let corpus = Corpus::load(&request(self::plan(&[&out], TokenizerKind::Char), &cache), 1).unwrap();
+    assert_eq!((corpus.train.to_vec(), corpus.validation.to_vec()), (vec![7, 8, 9, 1, 2], vec![3, 4]));
+}
+
+#[test]
+fn files_of_ids_that_are_broken_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&str, Vec<u8>, &[&str]); 9] = [
+        ("odd.bin", vec![1, 0, 2], &["3 bytes", "16-bit"]),
+        ("none.bin", vec![], &["no text in it"]),
+        ("far.bin", vec![1, 0, 0, 1], &["id 256 at byte 2", "vocabulary of 256", "--tokenizer"]),
+        ("far_c.bin", llm_c(20_240_520, 1, 2, &[1, 0, 0, 2]), &["id 512 at byte 1026"]),
+        ("wide.bin", llm_c(20_240_801, 7, 1, &[0, 0, 1, 0]), &["id 65536 at byte 1024"]),
+        ("version.bin", llm_c(20_240_520, 9, 1, &[1, 0]), &["version 9", "version 1"]),
+        ("cut.bin", llm_c(20_240_801, 7, 5, &[1, 0]), &["1026 bytes", "5 ids", "1044"]),
+        ("head.bin", llm_c(20_240_520, 1, 1, &[])[..100].to_vec(), &["100 bytes", "1024"]),
+        ("questions.bin", llm_c(20_240_522, 1, 1, &[]), &["questions"]),
+    ];
+    for (name, bytes, parts) in cases {
+        let path = at(folder.path(), name, &bytes);
+        let error = load(&[&path], TokenizerKind::Byte, 0.0, 1).unwrap_err().to_string();
+        assert!(error.contains(name) && parts.iter().all(|p| error.contains(p)), "{name}: {error}");
+    }
+    let path = at(folder.path(), "ids.bin", &[1, 0]);
+    let error = load(&[&path], TokenizerKind::Char, 0.0, 1).unwrap_err().to_string();
+    assert!(error.contains("--tokenizer byte"), "{error}");
+}
+
+#[test]
+fn a_pattern_stands_for_files_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [("b.txt", "2"), ("a.txt", "1"), ("c.md", "no")] {
+        at(folder.path(), name, text.as_bytes());
+    }
+    let corpus = load(&[&folder.path().join("*.txt")], TokenizerKind::Byte, 0.0, 1).unwrap();
+    assert_eq!(corpus.train.to_vec(), [49, 50]);
+    let error = load(&[&folder.path().join("*.none")], TokenizerKind::Byte, 0.0, 1).unwrap_err().to_string();
+    assert!(error.contains("*.none"), "{error}");
+}
+
+#[test]
+fn preparing_leaves_nothing_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = at(folder.path(), "bad.jsonl", b"{\"text\": \"fine\"}\n{\"txt\": 1}\n");
+    let out = folder.path().join("out");
+    let error = prepare(&plan(&[&bad], TokenizerKind::Byte), &out, 100).unwrap_err().to_string();
+    assert!(error.contains("bad.jsonl line 2") && error.contains("txt"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    fs::create_dir(&out).unwrap();
+    at(&out, "precious", b"x");
+    let error = prepare(&plan(&[&bad], TokenizerKind::Byte), &out, 100).unwrap_err().to_string();
+    assert!(error.contains("holds something already"), "{error}");
+    assert_eq!(fs::read(out.join("precious")).unwrap(), b"x");
+}
+
 /// Tokens that say their own place.
-fn tokens(len: usize) -> Vec<u32> {
-    (0..len as u32).collect()
+fn tokens(len: usize) -> Tokens {
+    (0..len as u32).collect::<Vec<_>>().into()
 }
 
 const SHAPE: Shape = Shape { batch_size: 3, seq_len: 4, grad_accum: 2 };

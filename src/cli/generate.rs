@@ -6,12 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
 
-use crate::data::{TextStream, Tokenizer};
 use crate::device::Device;
-use crate::report;
+use crate::report::{self, ReportError};
 use crate::train;
 use crate::train::folder::Folder;
-use crate::train::generate::{Generation, Sampling};
+use crate::train::generate::Sampling;
 use crate::train::hugging_face::HuggingFace;
 
 /// Flags of the verb.
@@ -23,9 +22,9 @@ pub struct Args {
     /// Folder of a GPT-2 as Hugging Face's transformers keeps it, in place of a run
     #[arg(long, value_name = "FOLDER", conflicts_with = "run")]
     init: Option<PathBuf>,
-    /// Text to go on from
-    #[arg(long, default_value = "\n", hide_default_value = true)]
-    prompt: String,
+    /// Text to go on from [default: the start of a document]
+    #[arg(long)]
+    prompt: Option<String>,
     /// Tokens to write
     #[arg(long, value_name = "N", default_value_t = 500)]
     max_tokens: u64,
@@ -70,28 +69,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     options.check()?;
     ensure!(args.max_tokens > 0, "--max-tokens 0: must be 1 or more");
-    ensure!(!args.prompt.is_empty(), "--prompt \"\": empty; give at least one character, or leave it out");
+    ensure!(args.prompt.as_deref() != Some(""), "--prompt \"\": empty; give at least one character, or leave it out");
     let model = Model::open(args)?;
-    let tokenizer = match &model {
-        Model::Run(folder) => folder.read_tokenizer()?,
-        Model::Init(init) => Tokenizer::load(&init.tokenizer())?,
-    };
-    let prompt = tokenizer.encode(&args.prompt).map_err(|e| anyhow::Error::new(e).context("--prompt"))?;
     let device = Device::open(&args.device, args.threads)?;
     eprintln!("{}", report::device::line(&device));
-
-    let mut decoder = match &model {
+    let mut saved = match &model {
         Model::Run(folder) => train::Saved::open(folder, device)?,
         Model::Init(init) => train::Saved::import(init, device)?,
     };
-    let mut generation = Generation::new(&mut decoder, &prompt, options);
-    let mut text = TextStream::new(&tokenizer);
+    let prompt = match &args.prompt {
+        Some(text) => saved.tokenizer().encode(text).map_err(|e| anyhow::Error::new(e).context("--prompt"))?,
+        None => saved.opening(),
+    };
     let mut out = std::io::stdout().lock();
-    write!(out, "{}", args.prompt)?;
-    for _ in 0..args.max_tokens {
-        out.flush()?;
-        write!(out, "{}", text.push(generation.token()?)?)?;
-    }
-    writeln!(out, "{}", text.finish())?;
+    let mut say = |text: &str| {
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        written.map_err(|source| ReportError { path: "standard output".into(), source })
+    };
+    say(args.prompt.as_deref().unwrap_or_default())?;
+    saved.sample(&prompt, args.max_tokens, options, &mut say)?;
+    say("\n")?;
     Ok(ExitCode::SUCCESS)
 }

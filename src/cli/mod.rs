@@ -1,13 +1,16 @@
 //! What a person types: one file a verb. Nothing below knows of a command line.
 
 mod check;
+mod demo;
 mod devices;
 mod eval;
 mod export;
 mod generate;
 mod inspect;
 mod logits;
+mod prepare;
 mod report;
+mod tokenizer;
 mod train;
 
 use std::ffi::OsString;
@@ -28,6 +31,10 @@ pub struct Cli {
 enum Verb {
     /// Train a model on text
     Train(Box<train::Args>),
+    /// Tokenise data once, for many runs
+    Prepare(prepare::Args),
+    /// Make a tokenizer
+    Tokenizer(tokenizer::Args),
     /// Write text with a trained model
     Generate(generate::Args),
     /// Write a trained model for other software to read
@@ -56,7 +63,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     };
     let verbs: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect();
     let command = verbs.iter().fold(Cli::command(), |all, verb| all.mut_subcommand(verb, |c| c.mut_args(takes_value)));
-    Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    let found = command.try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&found)?;
+    if let (Verb::Train(args), Some((_, flags))) = (&mut cli.verb, found.subcommand()) {
+        args.note_typed(flags);
+    }
+    Ok(cli)
 }
 
 /// Prints help where that was asked for; else one line that says what is wrong, with exit code 2.
@@ -91,7 +103,9 @@ impl Cli {
     /// What goes wrong, typed below and untyped here.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
-            Verb::Train(args) => train::run(*args),
+            Verb::Train(args) => train::run(&args),
+            Verb::Prepare(args) => prepare::run(&args),
+            Verb::Tokenizer(args) => tokenizer::run(&args),
             Verb::Generate(args) => generate::run(&args),
             Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
             Verb::Inspect(args) => inspect::run(&args),

@@ -4,6 +4,7 @@
 //! A window is `T + 1` tokens: `T` inputs, and the same moved on by one as targets. Windows lie `T` apart, so an epoch
 //! sees each token once as an input.
 
+use super::Tokens;
 use crate::program::initial::word;
 
 /// The order in which windows are seen.
@@ -39,7 +40,7 @@ pub struct Batch {
 /// The batches of a text.
 #[derive(Clone, Copy, Debug)]
 pub struct Batches<'a> {
-    tokens: &'a [u32],
+    tokens: &'a Tokens,
     shape: Shape,
     order: Order,
     seed: u64,
@@ -50,7 +51,7 @@ impl<'a> Batches<'a> {
     ///
     /// # Panics
     /// With fewer than `seq_len + 1` tokens, or a size of zero.
-    pub fn new(tokens: &'a [u32], shape: Shape, order: Order, seed: u64) -> Self {
+    pub fn new(tokens: &'a Tokens, shape: Shape, order: Order, seed: u64) -> Self {
         assert!(shape.batch_size > 0 && shape.seq_len > 0 && shape.grad_accum > 0, "{shape:?}");
         assert!(tokens.len() > shape.seq_len, "{} tokens hold no window of {}", tokens.len(), shape.seq_len);
         Self { tokens, shape, order, seed }
@@ -61,7 +62,7 @@ impl<'a> Batches<'a> {
     ///
     /// # Panics
     /// As [`Batches::new`].
-    pub fn evaluation(tokens: &'a [u32], shape: Shape, most: usize) -> impl Iterator<Item = Batch> + 'a {
+    pub fn evaluation(tokens: &'a Tokens, shape: Shape, most: usize) -> impl Iterator<Item = Batch> + 'a {
         let batches = Batches::new(tokens, Shape { grad_accum: 1, ..shape }, Order::Sequential, 0);
         let pass = batches.windows().div_ceil(shape.batch_size);
         (0..most.min(pass) as u64).map(move |step| batches.batch(step, 0))
@@ -75,8 +76,10 @@ impl<'a> Batches<'a> {
             inputs: Vec::with_capacity(batch_size * seq_len),
             targets: Vec::with_capacity(batch_size * seq_len),
         };
+        let mut window = Vec::with_capacity(seq_len + 1);
         for sample in first..first + batch_size as u128 {
-            let window = &self.tokens[self.start(sample)..][..=seq_len];
+            window.clear();
+            self.tokens.extend(self.start(sample), seq_len + 1, &mut window);
             batch.inputs.extend_from_slice(&window[..seq_len]);
             batch.targets.extend_from_slice(&window[1..]);
         }

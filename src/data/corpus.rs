@@ -1,91 +1,161 @@
-//! The corpus: all text of a run as tokens, split into what is trained on and what is held out.
+//! The corpus: all text of a run as tokens, split into what is trained on and what is held out. It must never know how
+//! large a model is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::files::{self, Source};
-use super::{DataError, Tokenizer, TokenizerKind};
+use super::documents::{self, Reading};
+use super::files::Kind;
+use super::prepare::{Inputs, Plan};
+use super::tokens::{Piece, Tokens};
+use super::{DataError, Tokenizer, TokenizerKind, ids, shards};
+
+/// Tokens of a shard that is made on the fly.
+const SHARD_TOKENS: usize = 100_000_000;
 
 /// The text of a run.
 #[derive(Debug)]
 pub struct Corpus {
-    /// Made from the whole text, so that the held out part has no unknown character.
+    /// What made the tokens.
     pub tokenizer: Tokenizer,
-    /// Tokens to train on: the start of the text.
-    pub train: Vec<u32>,
-    /// Tokens held out: the end of the text; empty where `val_split` is 0.
-    pub validation: Vec<u32>,
+    /// Tokens to train on.
+    pub train: Tokens,
+    /// Tokens held out; there may be none.
+    pub validation: Tokens,
     /// Binary files in the given folders, which were left out.
     pub skipped: Vec<PathBuf>,
 }
 
+/// What a run asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What to read; or in `data` one folder of prepared data, which is then opened as it is.
+    pub plan: Plan,
+    /// Whether the tokenizer was chosen, rather than taken for want of a choice.
+    pub tokenizer_chosen: bool,
+    /// Folder in which text that is tokenised now is kept for later runs, by its content.
+    pub cache: PathBuf,
+}
+
 impl Corpus {
-    /// Reads files and folders (text files in them, by name, recursively), joined in the order given, and keeps the last
-    /// `val_split` of the tokens for validation. Each split that is there must have `min_len` tokens: a sequence and the
+    /// Opens the data: prepared, or ids that other programs made, where they lie; text as prepared data in the cache,
+    /// which is made where it is not there yet. Each split that is there must have `min_len` tokens: a sequence and the
     /// token after it.
     ///
     /// # Errors
     /// [`DataError`] names the file, the offset or the split, and the cure.
-    pub fn load(paths: &[PathBuf], kind: TokenizerKind, val_split: f64, min_len: usize) -> Result<Corpus, DataError> {
-        if !(0.0..1.0).contains(&val_split) {
-            return Err(DataError::Split { value: val_split });
-        }
-        let found = files::read(paths)?;
-        if found.sources.iter().all(|s| s.bytes.is_empty()) {
-            let paths = paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-            return Err(DataError::Empty { paths });
-        }
-        let (tokenizer, mut train) = match kind {
-            TokenizerKind::Byte => {
-                (Tokenizer::byte(), found.sources.iter().flat_map(|s| &s.bytes).map(|&b| b.into()).collect())
+    pub fn load(request: &Request, min_len: usize) -> Result<Corpus, DataError> {
+        let plan = &request.plan;
+        let prepared = plan.data.iter().chain(&plan.val_data).find(|path| shards::is_prepared(path));
+        let corpus = match prepared {
+            Some(folder) => Corpus::prepared(request, folder)?,
+            None => {
+                let inputs = Inputs::find(plan)?;
+                let tokenizer = inputs.tokenizer(plan)?;
+                match inputs.only_ids() {
+                    true => Corpus::ids(plan, inputs, tokenizer)?,
+                    false => Corpus::cached(request, inputs, tokenizer)?,
+                }
             }
-            TokenizerKind::Char => characters(found.sources)?,
         };
-        let kept = (train.len() as f64 * (1.0 - val_split)) as usize;
-        let validation = train.split_off(kept);
-        let corpus = Corpus { tokenizer, train, validation, skipped: found.skipped };
-        corpus.expect(min_len, val_split)?;
+        corpus.expect(min_len)?;
         Ok(corpus)
     }
 
-    /// The tokens of files and folders by a tokenizer that is there already, and the bytes they stand for.
+    /// The tokens of files and folders by a tokenizer that is there already, and the bytes of text they stand for.
     ///
     /// # Errors
     /// As [`Corpus::load`]; also where the tokenizer has no id for a character.
     pub fn read(paths: &[PathBuf], tokenizer: &Tokenizer) -> Result<(Vec<u32>, u64), DataError> {
-        let (mut tokens, mut total) = (Vec::new(), 0);
-        for Source { path, bytes } in files::read(paths)?.sources {
-            total += bytes.len() as u64;
-            if *tokenizer == Tokenizer::byte() {
-                tokens.extend(bytes.into_iter().map(u32::from));
+        let (mut tokens, mut bytes) = (Vec::new(), 0);
+        for source in Inputs::find(&Plan::of(paths))?.train {
+            if source.kind == Kind::Ids {
+                tokens.extend(Tokens::join(vec![Piece::Mapped(ids::open(&source.path, tokenizer)?)]).to_vec());
                 continue;
             }
-            let text = std::str::from_utf8(&bytes).map_err(|e| DataError::NotText { path, offset: e.valid_up_to() })?;
-            tokens.extend(tokenizer.encode(text)?);
+            let reading = Reading { field: "text", text: !tokenizer.takes_bytes() };
+            documents::read(&source, reading, &mut |block| {
+                bytes += block.bytes.len() as u64;
+                if block.first && !tokens.is_empty() {
+                    tokens.extend(tokenizer.end_of_text());
+                }
+                match tokenizer.takes_bytes() {
+                    true => tokens.extend(block.bytes.iter().map(|b| u32::from(*b))),
+                    false => tokens.extend(tokenizer.encode(&String::from_utf8_lossy(&block.bytes))?),
+                }
+                Ok(())
+            })?;
         }
-        Ok((tokens, total))
+        Ok((tokens, bytes))
     }
 
-    fn expect(&self, needed: usize, val_split: f64) -> Result<(), DataError> {
+    fn prepared(request: &Request, folder: &Path) -> Result<Corpus, DataError> {
+        let plan = &request.plan;
+        let conflict = |flag, value: String, cure: String| Err(DataError::Conflict { flag, value, cure });
+        if plan.data.len() != 1 || !plan.val_data.is_empty() {
+            let cure = "is prepared data, which comes alone; give no other --data and no --val-data".into();
+            return conflict("--data", folder.display().to_string(), cure);
+        }
+        if let Some(split) = plan.val_split {
+            let cure = format!("{} was split when it was prepared; leave --val-split out", folder.display());
+            return conflict("--val-split", split.to_string(), cure);
+        }
+        let (index, tokenizer, tokens) = shards::open(folder)?;
+        let fits = match &plan.tokenizer {
+            _ if !request.tokenizer_chosen => true,
+            TokenizerKind::File(path) => Tokenizer::load(path)? == tokenizer,
+            kind => kind.to_string() == tokenizer.kind(),
+        };
+        if !fits {
+            let made = tokenizer.kind();
+            let cure = format!("{} was prepared with another ({made}); leave --tokenizer out", folder.display());
+            return conflict("--tokenizer", plan.tokenizer.to_string(), cure);
+        }
+        let (train, validation) = tokens.split_at(index.train_tokens);
+        Ok(Corpus { tokenizer, train, validation, skipped: Vec::new() })
+    }
+
+    fn ids(plan: &Plan, inputs: Inputs, tokenizer: Tokenizer) -> Result<Corpus, DataError> {
+        let open = |s: &super::files::Source| Ok(Piece::Mapped(ids::open(&s.path, &tokenizer)?));
+        let mut pieces = inputs.train.iter().map(open).collect::<Result<Vec<_>, DataError>>()?;
+        let given: usize = pieces.iter().map(Piece::len).sum();
+        for source in &inputs.validation {
+            pieces.push(open(source)?);
+        }
+        let tokens = Tokens::join(pieces);
+        let (train, validation) = tokens.split_at(inputs.split(plan, given, tokens.len()));
+        Ok(Corpus { tokenizer, train, validation, skipped: inputs.skipped })
+    }
+
+    fn cached(request: &Request, inputs: Inputs, tokenizer: Tokenizer) -> Result<Corpus, DataError> {
+        let plan = &request.plan;
+        let folder = request.cache.join(format!("{:016x}", inputs.key(plan, &tokenizer)?));
+        let found = folder.exists().then(|| shards::open(&folder));
+        let (index, tokenizer, tokens) = match found {
+            Some(Ok(found)) => found,
+            other => {
+                if other.is_some() {
+                    // It is broken, and nothing in it is precious: it is made anew.
+                    let _ = std::fs::remove_dir_all(&folder);
+                }
+                inputs.write(plan, &tokenizer, &folder, SHARD_TOKENS)?;
+                shards::open(&folder)?
+            }
+        };
+        // The text is the same as when it was cached, the split need not be.
+        let given = if inputs.validation.is_empty() { tokens.len() } else { index.train_tokens };
+        let (train, validation) = tokens.split_at(inputs.split(plan, given, tokens.len()));
+        Ok(Corpus { tokenizer, train, validation, skipped: inputs.skipped })
+    }
+
+    fn expect(&self, needed: usize) -> Result<(), DataError> {
         let short = |split, tokens, cure| Err(DataError::TooShort { split, tokens, needed, cure });
         if self.train.len() < needed {
             return short("training", self.train.len(), "give more text or a smaller --seq-len");
         }
-        if val_split > 0.0 && self.validation.len() < needed {
+        if !self.validation.is_empty() && self.validation.len() < needed {
             let cure = "give more text, a larger --val-split, a smaller --seq-len, or --val-split 0 --eval-every 0";
             return short("validation", self.validation.len(), cure);
         }
         Ok(())
     }
-}
-
-/// The tokens of all characters. Each file is UTF-8 on its own: a character does not go over from one to the next.
-fn characters(sources: Vec<Source>) -> Result<(Tokenizer, Vec<u32>), DataError> {
-    let mut text = String::new();
-    for Source { path, bytes } in sources {
-        let part = std::str::from_utf8(&bytes).map_err(|e| DataError::NotText { path, offset: e.valid_up_to() })?;
-        text.push_str(part);
-    }
-    let tokenizer = Tokenizer::characters(&text);
-    let tokens = tokenizer.encode(&text)?;
-    Ok((tokenizer, tokens))
 }

@@ -65,12 +65,84 @@ pub enum DataError {
         /// Size of the vocabulary.
         vocabulary: usize,
     },
+    /// A file of ids that is none, or is broken.
+    #[error("data {}: {reason}", path.display())]
+    Ids {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what would do.
+        reason: String,
+    },
+    /// An id in a file that the vocabulary does not have.
+    #[error(
+        "data {}: id {token} at byte {offset} is beyond the vocabulary of {vocabulary}; give --tokenizer the one that made it",
+        path.display()
+    )]
+    Beyond {
+        /// The file.
+        path: PathBuf,
+        /// The first byte of the id.
+        offset: u64,
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A line of JSON that gives no document.
+    #[error("data {} line {line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong, and what would do.
+        reason: String,
+    },
+    /// Prepared data that is broken or does not fit.
+    #[error("prepared data {}: {reason}; prepare it again with `gaufre prepare`", path.display())]
+    Prepared {
+        /// The folder or the file in it.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Things that were asked for and exclude each other.
+    #[error("{flag} {value}: {cure}")]
+    Conflict {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+        /// Why not, and what would do.
+        cure: String,
+    },
+    /// A folder that cannot be written.
+    #[error("cannot write {}: {source}; choose a folder that can be written and has room", path.display())]
+    Write {
+        /// Folder or file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// What the tokenizer itself says.
+    #[error("the tokenizer cannot do it: {reason}; use another --tokenizer")]
+    Encode {
+        /// Its words.
+        reason: String,
+    },
     /// A saved tokenizer that is none.
-    #[error("{}: not a saved tokenizer: {reason}; give the folder of a finished run", path.display())]
+    #[error("{}: not a saved tokenizer: {reason}; give byte, char, or a tokenizer.json of Hugging Face or of a run", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
+}
+
+impl DataError {
+    /// Nothing to read in paths.
+    pub(super) fn empty(paths: &[PathBuf]) -> DataError {
+        DataError::Empty { paths: paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ") }
+    }
 }

@@ -1,46 +1,81 @@
-//! Which files a list of paths stands for, and their bytes. It must never know what the bytes mean.
+//! Which files a list of paths stands for, and of what kind each is. It must never know what the bytes mean.
 //!
-//! A file that is named is always taken. In a folder, files are taken in the order of their names, folders in them
-//! likewise, but hidden entries and binary files (a NUL byte near the start) are not.
+//! A file that is named is always taken; a name with `*`, `?` or `[` that no file has is a pattern. In a folder, files are
+//! taken in the order of their names, folders in them likewise, but hidden entries and binary files (a NUL byte near the
+//! start) are not.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::DataError;
 
 /// Bytes at the start of a file in which a NUL makes it binary.
-const SNIFFED: usize = 8000;
+const SNIFFED: u64 = 8000;
 
-/// One file, read.
+/// What a file holds, as its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One document.
+    Text,
+    /// A document a line, in a field of an object: `.jsonl`, `.ndjson`.
+    JsonLines,
+    /// Ids of tokens, of nanoGPT or llm.c: `.bin`.
+    Ids,
+}
+
+/// One file.
+#[derive(Clone, Debug)]
 pub(super) struct Source {
     pub path: PathBuf,
-    pub bytes: Vec<u8>,
+    pub kind: Kind,
 }
 
 /// What was found.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Found {
     pub sources: Vec<Source>,
     /// Binary files met in folders.
     pub skipped: Vec<PathBuf>,
 }
 
-/// Reads all files that the paths stand for, in order.
-pub(super) fn read(paths: &[PathBuf]) -> Result<Found, DataError> {
+/// All files that the paths stand for, in order.
+pub(super) fn find(paths: &[PathBuf]) -> Result<Found, DataError> {
     let mut found = Found::default();
     for path in paths {
-        let about = fs::metadata(path).map_err(failed(path))?;
-        if about.is_dir() {
-            walk(path, &mut Vec::new(), &mut found)?;
-        } else {
-            let bytes = fs::read(path).map_err(failed(path))?;
-            found.sources.push(Source { path: path.clone(), bytes });
+        match fs::metadata(path) {
+            Ok(about) if about.is_dir() => walk(path, &mut Vec::new(), &mut found)?,
+            Ok(_) => found.take(path.clone()),
+            Err(source) => match matches(path) {
+                Some(files) if !files.is_empty() => files.into_iter().for_each(|file| found.take(file)),
+                _ => return Err(failed(path)(source)),
+            },
         }
     }
     Ok(found)
 }
 
-/// Reads a folder. `above` holds the real paths of the folders it lies in, so that a link to one of them ends the walk.
+impl Found {
+    fn take(&mut self, path: PathBuf) {
+        let ends = |end: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(end));
+        let kind = match () {
+            () if ends("jsonl") || ends("ndjson") => Kind::JsonLines,
+            () if ends("bin") => Kind::Ids,
+            () => Kind::Text,
+        };
+        self.sources.push(Source { path, kind });
+    }
+}
+
+/// The files of a pattern, by name; `None` where the path is none.
+fn matches(path: &Path) -> Option<Vec<PathBuf>> {
+    let pattern = path.to_str().filter(|p| p.contains(['*', '?', '[']))?;
+    let found = glob::glob(pattern).ok()?;
+    Some(found.filter_map(Result::ok).filter(|p| p.is_file()).collect())
+}
+
+/// Goes through a folder. `above` holds the real paths of the folders it lies in, so that a link to one of them ends the
+/// walk.
 fn walk(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Found) -> Result<(), DataError> {
     let real = folder.canonicalize().map_err(failed(folder))?;
     if above.contains(&real) {
@@ -57,10 +92,9 @@ fn walk(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Found) -> Result<()
         if about.is_dir() {
             walk(&path, above, found)?;
         } else if about.is_file() {
-            let bytes = fs::read(&path).map_err(failed(&path))?;
-            match bytes[..bytes.len().min(SNIFFED)].contains(&0) {
+            match binary(&path).map_err(failed(&path))? {
                 true => found.skipped.push(path),
-                false => found.sources.push(Source { path, bytes }),
+                false => found.take(path),
             }
         }
     }
@@ -68,6 +102,13 @@ fn walk(folder: &Path, above: &mut Vec<PathBuf>, found: &mut Found) -> Result<()
     Ok(())
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> DataError {
+fn binary(path: &Path) -> std::io::Result<bool> {
+    let mut start = Vec::new();
+    File::open(path)?.take(SNIFFED).read_to_end(&mut start)?;
+    Ok(start.contains(&0))
+}
+
+/// An error of reading a file or folder.
+pub(super) fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> DataError {
     |source| DataError::Read { path: path.into(), source }
 }

@@ -3,12 +3,21 @@
 //! It knows files of text and numbers of tokens; it must never know a model, a device, or the clock.
 
 mod batches;
+mod bpe;
 mod corpus;
+mod crc;
+mod documents;
 mod error;
 mod files;
+mod ids;
+mod prepare;
+mod shards;
 mod tokenizer;
+mod tokens;
 
 pub use batches::{Batch, Batches, Order, Shape};
-pub use corpus::Corpus;
+pub use corpus::{Corpus, Request};
 pub use error::DataError;
+pub use prepare::{Plan, Prepared, VAL_SPLIT, prepare};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerKind};
+pub use tokens::Tokens;

@@ -19,5 +19,5 @@ pub use activations::{Activations, Recompute, Shape};
 pub use config::{Config, ModelError};
 pub use decode::Decoder;
 pub use gpt::{Gpt, Micro};
-pub use presets::{PRESETS, preset};
+pub use presets::{PRESETS, nearest, preset};
 pub use table::{Parameter, Table, Visit};

@@ -25,9 +25,14 @@ pub fn preset(name: &str) -> Result<Config, ModelError> {
 
 /// The three presets whose names differ least.
 fn near(name: &str) -> String {
-    let mut names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
-    names.sort_by_key(|n| distance(name, n));
-    names.truncate(3);
+    nearest(name, PRESETS.iter().map(|(n, _)| *n), 3)
+}
+
+/// Those `count` names that differ least from a word, the nearest first, in one line.
+pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>, count: usize) -> String {
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_by_key(|n| distance(word, n));
+    names.truncate(count);
     names.join(", ")
 }
 

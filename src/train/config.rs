@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::guard::OnSpike;
 use super::rates::LrSchedule;
-use crate::data::{Order, Shape, TokenizerKind};
-use crate::model::Recompute;
+use crate::data::{Order, Plan, Request, Shape, TokenizerKind};
+use crate::model::{Recompute, nearest};
 use crate::program::schedule::Schedule;
 use crate::store::Placement;
 
@@ -36,15 +36,31 @@ pub struct Config {
     #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// Text files, and folders of text files, to train on
+    /// What to train on: text, folders, .jsonl, .bin, or one folder of `gaufre prepare` [default: this program's source]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub data: Vec<PathBuf>,
-    /// What a token is
-    #[arg(long, value_name = "byte|char", default_value = "char", value_parser = named::<TokenizerKind>)]
-    pub tokenizer: TokenizerKind,
-    /// Share of the text, at its end, kept for validation
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
-    pub val_split: f64,
+    /// What to validate on, of the same kinds but for prepared data [default: see --val-split]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub val_data: Vec<PathBuf>,
+    /// What a token is [default: char, or what the data was prepared with]
+    #[arg(long, value_name = "byte|char|FILE.json")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerKind>,
+    /// Share of the tokens, at their end, kept for validation [default: 0.1; of .bin files 0]
+    #[arg(long, value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val_split: Option<f64>,
+    /// Field of .jsonl files that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub field: String,
+    /// Text or special token between two documents [default: <|endoftext|> where the tokenizer has it, else nothing]
+    #[arg(long, value_name = "TEXT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Folder that keeps text that was tokenised, for later runs; may be removed between runs
+    #[arg(long, value_name = "FOLDER", default_value = "runs/cache")]
+    pub cache: PathBuf,
     /// Order in which the windows of the text are seen
     #[arg(long, value_name = "shuffled|sequential", default_value = "shuffled", value_parser = named::<Order>)]
     pub order: Order,
@@ -150,7 +166,7 @@ pub enum ConfigError {
         cure: String,
     },
     /// No data at all.
-    #[error("--data is missing; give text files, or folders of them, to train on")]
+    #[error("--data is missing; give text files, folders of them, or prepared data to train on")]
     NoData,
     /// A file that is no configuration.
     #[error("{}: {reason}", path.display())]
@@ -180,27 +196,32 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads a `config.toml`.
+    /// Reads a `config.toml`, whose values are those of the flags. It is not yet checked: flags may still be laid over it.
     ///
     /// # Errors
-    /// [`ConfigError::File`], and what [`Config::check`] finds.
+    /// [`ConfigError::File`] names the file, the line and what is near.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
         let failed = |reason: String| ConfigError::File { path: path.into(), reason };
         let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
-        let config: Config = toml::from_str(&text).map_err(|e| {
-            let line = e.span().map_or(0, |s| text[..s.start].matches('\n').count() + 1);
+        let at = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
+        let unreadable = |e: toml::de::Error| {
+            let line = e.span().map_or(1, |s| at(s.start));
             failed(format!("line {line}: {}", e.message().replace('\n', " ")))
-        })?;
-        config.check()?;
-        Ok(config)
+        };
+        let found: toml::Table = toml::from_str(&text).map_err(unreadable)?;
+        let known = Config::keys();
+        if let Some(strange) = found.keys().find(|key| !known.contains(key)) {
+            let near = nearest(strange, known.iter().map(String::as_str), 1);
+            let line = text.lines().position(|l| l.trim_start().starts_with(strange.as_str())).map_or(1, |i| i + 1);
+            return Err(failed(format!("line {line}: no key {strange:?}; the nearest is {near}")));
+        }
+        toml::from_str(&text).map_err(unreadable)
     }
 
-    /// The text of its `config.toml`.
-    ///
-    /// # Panics
-    /// When [`Config::check`] was not asked first and an integer is beyond what TOML holds.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a checked configuration is TOML")
+    /// The names of all keys.
+    fn keys() -> Vec<String> {
+        let flags = <Config as clap::Args>::augment_args(clap::Command::new("train"));
+        flags.get_arguments().filter(|a| a.get_long().is_some()).map(|a| a.get_id().to_string()).collect()
     }
 
     /// This configuration, with the values of `other` for the keys in `typed`: what a person typed wins over a file.
@@ -215,6 +236,30 @@ impl Config {
         let config: Config = base.try_into().map_err(|e: toml::de::Error| failed(e.to_string()))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// What is asked of the data.
+    pub fn request(&self) -> Request {
+        Request {
+            plan: Plan {
+                data: self.data.clone(),
+                val_data: self.val_data.clone(),
+                tokenizer: self.tokenizer.clone().unwrap_or(TokenizerKind::Char),
+                val_split: self.val_split,
+                field: self.field.clone(),
+                separator: self.separator.clone(),
+            },
+            tokenizer_chosen: self.tokenizer.is_some(),
+            cache: self.cache.clone(),
+        }
+    }
+
+    /// The text of its `config.toml`.
+    ///
+    /// # Panics
+    /// When [`Config::check`] was not asked first and an integer is beyond what TOML holds.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a checked configuration is TOML")
     }
 
     /// The learning rate at the end.
@@ -250,10 +295,10 @@ impl Config {
         }
         self.check_sizes()?;
         self.check_rates()?;
-        if !(0.0..1.0).contains(&self.val_split) {
-            return wrong("val-split", self.val_split, "must be at least 0 and less than 1".into());
+        if let Some(split) = self.val_split.filter(|split| !(0.0..1.0).contains(split)) {
+            return wrong("val-split", split, "must be at least 0 and less than 1".into());
         }
-        if self.val_split == 0.0 && self.eval_every > 0 {
+        if self.val_split == Some(0.0) && self.val_data.is_empty() && self.eval_every > 0 {
             let cure = "needs validation text; give a --val-split above 0, or --eval-every 0".into();
             return wrong("eval-every", self.eval_every, cure);
         }
@@ -439,6 +484,10 @@ mod tests {
             min_lr: Some(0.0),
             warmup_steps: Some(1),
             out: Some("a".into()),
+            val_data: vec!["b".into()],
+            tokenizer: Some(TokenizerKind::Byte),
+            val_split: Some(0.5),
+            separator: Some("c".into()),
             ..config()
         };
         let keys = toml::Table::try_from(&full).unwrap();
@@ -478,8 +527,8 @@ mod tests {
             ("--beta1 1", |c| c.beta1 = 1.0),
             ("--adam-eps 0", |c| c.adam_eps = 0.0),
             ("--grad-clip -1", |c| c.grad_clip = -1.0),
-            ("--val-split 1", |c| c.val_split = 1.0),
-            ("--eval-every 250", |c| c.val_split = 0.0),
+            ("--val-split 1", |c| c.val_split = Some(1.0)),
+            ("--eval-every 250", |c| c.val_split = Some(0.0)),
             ("--seed 18446744073709551615", |c| c.seed = u64::MAX),
         ];
         for (start, spoil) in bad {

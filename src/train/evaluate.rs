@@ -40,9 +40,9 @@ pub fn evaluate(folder: &Folder, data: &[PathBuf], device: &Device) -> Result<Ev
     let sizes = config.shape(model.context)?;
     let (tokens, bytes_per_token) = match data {
         [] => {
-            let corpus = Corpus::load(&config.data, config.tokenizer, config.val_split, sizes.seq_len + 1)?;
-            let bytes = bytes_per_token(&config, &corpus);
-            (corpus.validation, bytes)
+            let corpus = Corpus::load(&config.request(), sizes.seq_len + 1)?;
+            let bytes = bytes_per_token(&corpus);
+            (corpus.validation.to_vec(), bytes)
         }
         paths => {
             let (tokens, bytes) = Corpus::read(paths, &tokenizer)?;

@@ -102,7 +102,8 @@ pub struct Terms {
 }
 
 /// Settings that change no bit of a step, or that [`Terms`] hold in another form.
-const FREE: [&str; 14] = [
+const FREE: [&str; 16] = [
+    "cache",
     "data",
     "device",
     "device_memory",
@@ -116,6 +117,7 @@ const FREE: [&str; 14] = [
     "schedule",
     "store",
     "threads",
+    "val_data",
     "wafer",
 ];
 
@@ -184,12 +186,20 @@ fn first_difference<V: PartialEq + ToString>(
     Some((key.clone(), said(then.get(key)), said(now.get(key))))
 }
 
+/// Tokens that are hashed at a time.
+const TOGETHER: usize = 1 << 16;
+
 /// Hash and size of the tokens of a corpus.
 fn fingerprint(corpus: &Corpus) -> String {
     let mut hash = Xxh3::new();
     for tokens in [&corpus.train, &corpus.validation] {
         hash.update(&(tokens.len() as u64).to_le_bytes());
-        hash.update(bytemuck::cast_slice(tokens));
+        let mut ids = Vec::new();
+        for start in (0..tokens.len()).step_by(TOGETHER) {
+            ids.clear();
+            tokens.extend(start, TOGETHER.min(tokens.len() - start), &mut ids);
+            hash.update(bytemuck::cast_slice(&ids));
+        }
     }
     let (train, validation) = (corpus.train.len(), corpus.validation.len());
     format!("{train} and {validation} tokens (xxh3-128:{:032x})", hash.digest128())

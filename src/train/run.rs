@@ -12,7 +12,7 @@ use super::peaks;
 use super::resume::{self, ResumeError, State, Terms};
 use super::session::Session;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
-use crate::data::{Batch, Corpus, DataError, Shape, TokenizerKind};
+use crate::data::{Batch, Corpus, DataError, Shape, Tokenizer};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Event, Finish, Observer, ReportError, Start, device};
@@ -156,7 +156,7 @@ fn go(
     let init = config.init.as_deref().filter(|_| old.is_none()).map(HuggingFace::open).transpose()?;
     let model = init.as_ref().map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
     let shape = config.shape(model.context)?;
-    let corpus = Corpus::load(&config.data, config.tokenizer, config.val_split, shape.seq_len + 1)?;
+    let corpus = Corpus::load(&config.request(), shape.seq_len + 1)?;
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
     // Safety: the device does not leave this function, and all that gets it launches the programs of this crate alone,
     // through their own functions.
@@ -190,7 +190,7 @@ fn go(
         step_tokens,
         folder: folder.path(),
         resumed: resumed.then_some(state.step),
-        bytes_per_token: bytes_per_token(config, &corpus),
+        bytes_per_token: bytes_per_token(&corpus),
         step_flops: peaks::step_flops(&model, &shape),
         peak_flops,
     };
@@ -212,12 +212,13 @@ fn go(
 const COUNTED: usize = 1 << 20;
 
 /// Bytes that a token of the validation text stands for; `None` where its text cannot be had back.
-pub(super) fn bytes_per_token(config: &Config, corpus: &Corpus) -> Option<f64> {
-    if config.tokenizer == TokenizerKind::Byte {
+pub(super) fn bytes_per_token(corpus: &Corpus) -> Option<f64> {
+    let mut tokens = Vec::new();
+    corpus.validation.extend(0, corpus.validation.len().min(COUNTED), &mut tokens);
+    if corpus.tokenizer == Tokenizer::byte() {
         return Some(1.0);
     }
-    let tokens = &corpus.validation[..corpus.validation.len().min(COUNTED)];
-    let text = corpus.tokenizer.decode(tokens).ok()?;
+    let text = corpus.tokenizer.decode(&tokens).ok()?;
     (!tokens.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.len() as f64 / tokens.len() as f64)
 }
 

@@ -2,18 +2,21 @@
 //! behind the trait that sampling uses. It must never know who reads the text.
 
 use super::folder::Folder;
-use super::generate::NextLogits;
+use super::generate::{Generation, NextLogits, Sampling};
 use super::hugging_face::HuggingFace;
 use super::run::{TrainError, read_model};
+use crate::data::{TextStream, Tokenizer};
 use crate::device::Device;
 use crate::model::{self, Decoder, Gpt};
 use crate::program::schedule::{Fabric, Schedule};
+use crate::report::ReportError;
 use crate::store::{Options, Placement, Store, checkpoint};
 use crate::wafer::Wafer;
 
 /// A saved model on a device.
 pub struct Saved {
     config: model::Config,
+    tokenizer: Tokenizer,
     fabric: Fabric,
     store: Store,
     decoder: Decoder,
@@ -26,30 +29,65 @@ impl Saved {
     /// [`TrainError`] names the file that is missing or does not fit.
     pub fn open(folder: &Folder, device: Device) -> Result<Saved, TrainError> {
         let config = folder.read_config()?;
-        let model = read_model(&config.model)?.with_vocabulary(folder.read_tokenizer()?.vocab_size())?;
+        let tokenizer = folder.read_tokenizer()?;
+        let model = read_model(&config.model)?.with_vocabulary(tokenizer.vocab_size())?;
         let options = Options { placement: Placement::Resident, budget: None, training: false };
         let mut store = Store::new(&device, Gpt::tensors(&model, config.seed), options)?;
         checkpoint::load(&mut store, &folder.weights())?;
         let decoder = Decoder::new(&device, &model)?;
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);
-        Ok(Saved { config: model, fabric, store, decoder })
+        Ok(Saved { config: model, tokenizer, fabric, store, decoder })
     }
 
     /// Opens the model of a folder of Hugging Face on a device.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device says; [`TrainError`] names the tokenizer that is missing or does not fit.
     pub fn import(model: &HuggingFace, device: Device) -> Result<Saved, TrainError> {
+        let tokenizer = Tokenizer::load(&model.tokenizer())?;
         let (config, store) = (model.config().clone(), model.store(&device)?);
         let decoder = Decoder::new(&device, &config)?;
         let fabric = Fabric::new(device, Schedule::Fused, Wafer::new(8, 8));
-        Ok(Saved { config, fabric, store, decoder })
+        Ok(Saved { config, tokenizer, fabric, store, decoder })
     }
 
     /// The model.
     pub fn config(&self) -> &model::Config {
         &self.config
+    }
+
+    /// Says `tokens` tokens that follow a prompt, piece by piece as they come.
+    ///
+    /// # Errors
+    /// What the device says, and what `say` does.
+    pub fn sample(
+        &mut self,
+        prompt: &[u32],
+        tokens: u64,
+        options: Sampling,
+        say: &mut dyn FnMut(&str) -> Result<(), ReportError>,
+    ) -> Result<(), TrainError> {
+        let tokenizer = self.tokenizer.clone();
+        let mut text = TextStream::new(&tokenizer);
+        let mut generation = Generation::new(self, prompt, options);
+        for _ in 0..tokens {
+            say(&text.push(generation.token()?)?)?;
+        }
+        Ok(say(&text.finish())?)
+    }
+
+    /// The tokens to begin with when nothing is asked: a new document, a new line, or else any token.
+    pub fn opening(&self) -> Vec<u32> {
+        match self.tokenizer.end_of_text() {
+            Some(id) => vec![id],
+            None => self.tokenizer.encode("\n").unwrap_or_else(|_| vec![0]),
+        }
+    }
+
+    /// The tokenizer of the run.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// The device.

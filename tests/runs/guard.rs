@@ -30,7 +30,7 @@ fn spiking(desk: &Desk, out: &str, on_spike: OnSpike) -> Config {
     Config {
         data: vec![desk.path("odd")],
         order: Order::Sequential,
-        val_split: 0.0,
+        val_split: Some(0.0),
         eval_every: 0,
         steps: 170,
         save_every: 20,
