@@ -143,6 +143,8 @@ fn blocks_give_the_ids_that_the_whole_text_gives() {
     let folder = tempfile::tempdir().unwrap();
     let text = prose();
     let tokenizer = learned(folder.path(), &text, 400);
+    // Lines of which none ends where a block may, so that the cuts fall between words.
+    let text = text + &"some words, 12 of them.\n \n".repeat(20_000);
     let file = at(folder.path(), "text", text.as_bytes());
     let out = folder.path().join("out");
     let plan = Plan { val_split: Some(0.25), ..plan(&[&file], TokenizerKind::File(tokenizer.clone())) };

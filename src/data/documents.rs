@@ -1,5 +1,6 @@
 //! Documents, read in blocks, so that a file of any size takes constant memory. It must never know a tokenizer's rules: a
-//! block ends where a line ends and the next begins with no white space, at which every usual tokenizer ends a token too.
+//! block ends where a line ends and the next begins with no white space, or between two words, where GPT-2's rule and its
+//! kin end a token too. A tokenizer that treats the start of a text apart does so at the start of each block.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -87,11 +88,13 @@ fn text(
     }
 }
 
-/// The last place where a line ends in no white space and the next begins with none; looked for from `from` on.
+/// The last place to cut, looked for from `from` on: where a line ends in no white space and the next begins with none; or
+/// else before a single space between two words, which belongs to the second.
 fn last_cut(bytes: &[u8], from: usize) -> Option<usize> {
     let solid = |b: u8| !b.is_ascii_whitespace() && b.is_ascii();
     let from = from.saturating_sub(2);
-    bytes[from..].windows(3).rposition(|w| w[1] == b'\n' && solid(w[0]) && solid(w[2])).map(|at| from + at + 2)
+    let last = |between: u8| bytes[from..].windows(3).rposition(|w| w[1] == between && solid(w[0]) && solid(w[2]));
+    last(b'\n').map(|at| from + at + 2).or_else(|| last(b' ').map(|at| from + at + 1))
 }
 
 /// Bytes before the last character, which may be incomplete; all of them where they are no UTF-8 anyway.
