@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
 
+use crate::data::Tokenizer;
 use crate::device::Device;
 use crate::report::{self, ReportError};
 use crate::train;
@@ -71,16 +72,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.max_tokens > 0, "--max-tokens 0: must be 1 or more");
     ensure!(args.prompt.as_deref() != Some(""), "--prompt \"\": empty; give at least one character, or leave it out");
     let model = Model::open(args)?;
+    let tokenizer = match &model {
+        Model::Run(folder) => folder.read_tokenizer()?,
+        Model::Init(init) => Tokenizer::load(&init.tokenizer())?,
+    };
+    let encode = |text| tokenizer.encode(text).map_err(|e| anyhow::Error::new(e).context("--prompt"));
+    let prompt = args.prompt.as_deref().map(encode).transpose()?;
     let device = Device::open(&args.device, args.threads)?;
     eprintln!("{}", report::device::line(&device));
     let mut saved = match &model {
         Model::Run(folder) => train::Saved::open(folder, device)?,
         Model::Init(init) => train::Saved::import(init, device)?,
     };
-    let prompt = match &args.prompt {
-        Some(text) => saved.tokenizer().encode(text).map_err(|e| anyhow::Error::new(e).context("--prompt"))?,
-        None => saved.opening(),
-    };
+    let prompt = prompt.unwrap_or_else(|| saved.opening());
     let mut out = std::io::stdout().lock();
     let mut say = |text: &str| {
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -144,7 +144,7 @@ fn lines(
 fn document(line: &[u8], field: &str) -> Result<String, String> {
     use serde_json::Value;
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8 at its byte {}", e.valid_up_to()))?;
-    match serde_json::from_str(text) {
+    match serde_json::from_str(text.trim_end_matches(['\n', '\r'])) {
         Err(error) => Err(format!("broken JSON at column {}: {}", error.column(), reason(&error))),
         Ok(Value::Object(mut fields)) => match fields.remove(field) {
             Some(Value::String(text)) => Ok(text),

@@ -93,7 +93,9 @@ impl Config {
     pub fn parse(name: &str, text: &str) -> Result<Config, ModelError> {
         let mut config: Config = toml::from_str(text)
             .map_err(|e| ModelError::Parse { name: name.into(), reason: e.message().replace('\n', " ") })?;
-        config.name = name.into();
+        if config.name.is_empty() {
+            config.name = name.into();
+        }
         config.validate()?;
         Ok(config)
     }

@@ -100,7 +100,10 @@ impl NextLogits for Saved {
     type Error = TrainError;
 
     fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
-        Ok(self.decoder.extend(&self.fabric, &mut self.store, tokens)?)
+        let mut logits = self.decoder.extend(&self.fabric, &mut self.store, tokens)?;
+        // A vocabulary may have more rows than the tokenizer has ids: what no text stands for is never said.
+        logits.truncate(self.tokenizer.vocab_size());
+        Ok(logits)
     }
 
     fn restart(&mut self) {

@@ -303,9 +303,11 @@ fn a_checkpoint_of_another_model_is_refused() {
     let config = desk.config("run");
     begin(&config, until(4)).unwrap();
     // The model's file is changed under the run: its checkpoint no longer fits.
-    fs::write(desk.path("tiny.toml"), "layers = 1\nheads = 2\nd_model = 24\ncontext = 8\n").unwrap();
+    let other = "layers = 1\nheads = 2\nd_model = 24\ncontext = 8\n";
+    fs::write(desk.path("tiny.toml"), other).unwrap();
     let error = go_on(&config, Control::default()).unwrap_err().to_string();
     assert!(error.contains("--model was") && error.contains("\"d_model\":24"), "{error}");
+    fs::write(desk.path("run/model.toml"), other).unwrap();
     let error = desk.error(&["generate", "run", "--device", "host"]);
     assert!(error.contains("model.safetensors") && error.contains("wte.weight"), "{error}");
 }
