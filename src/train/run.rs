@@ -1,4 +1,4 @@
-//! A run from its configuration to its last file: data, device, model and folder are joined, a [`Session`] does the steps.
+//! A run from its configuration to its last file: data, device, model and folder are joined, a `Session` does the steps.
 //! It tells an [`Observer`] what happens; it must never know how that is shown.
 
 use std::path::{Path, PathBuf};
