@@ -1,5 +1,6 @@
 //! The matrix products of training: GFLOP/s of the tile program on a device, and on the host beside the bare `gemm` crate
-//! in the same run. One JSON object a line. `cargo bench --bench gemm -- [--device NAME] [--threads N] [--rounds N]`
+//! in the same run; and the bytes of operands and result a second, which is what bounds a single row. One JSON object a line.
+//! `cargo bench --bench gemm -- [--device NAME] [--threads N] [--rounds N]`
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ const SHAPES: &[(Form, usize, usize, usize)] = &[
     (Form::NT, 512, 768, 3072),
     (Form::NT, 512, 8192, 768),
     (Form::NT, 1, 3072, 768),
+    (Form::NT, 1, 768, 3072),
+    (Form::NT, 1, 8192, 768),
     (Form::NN, 1024, 128, 512),
     (Form::NN, 2048, 384, 1536),
     (Form::NN, 512, 768, 3072),
@@ -70,11 +73,11 @@ fn product(fabric: &Fabric, form: Form, (m, n, k): (usize, usize, usize), rounds
     let begun = Instant::now();
     ours()?;
     let first_call = begun.elapsed();
-    let flops = 2.0 * (m * n * k) as f64;
+    let (flops, bytes) = (2.0 * (m * n * k) as f64, 4.0 * (m * k + k * n + m * n) as f64);
     let mut bare = Bare::new(form, m, n, k);
     let (mut times, mut rival) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        times.push(timed(ours)?);
+        times.push(device.run(|| timed(ours))?);
         if device.class() == Class::Native {
             rival.push(device.run(|| timed(|| bare.run()))?);
         }
@@ -89,6 +92,7 @@ fn product(fabric: &Fabric, form: Form, (m, n, k): (usize, usize, usize), rounds
         "form": format!("{form:?}"),
         "shape": [m, n, k],
         "gflops": (gflops * 10.0).round() / 10.0,
+        "gigabytes_per_second": (gflops / flops * bytes * 10.0).round() / 10.0,
         "first_call_seconds": first_call.as_secs_f64(),
     });
     if !rival.is_empty() {

@@ -1,10 +1,15 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
+mod attacks;
 mod canary;
 mod cli;
 mod data;
 mod fabric;
+mod golden;
+mod hugging_face;
 mod model;
+mod parsers;
+mod report;
 mod rig;
 mod training;
 
@@ -17,9 +22,17 @@ mod device {
     mod trusted;
 }
 
+mod runs {
+    mod damage;
+    mod desk;
+    mod guard;
+    mod kills;
+    mod stops;
+}
+
 mod program {
     mod adamw;
-    mod attention;
+    pub mod attention;
     mod column_sum;
     mod cross_entropy;
     mod embedding;

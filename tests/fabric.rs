@@ -1,9 +1,12 @@
-//! The fabric: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
+//! The fabric, on products and, in a module of its own, on attention: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
 //! device counts is the wafer's closed form.
+
+mod attention;
 
 use crate::program::matmul::{bits, operands, product};
 use crate::rig;
-use gaufre::device::{Device, DeviceError, Result};
+use gaufre::device::{Buffer, Counters, Device, DeviceError, Result};
+use gaufre::program::Matrix;
 use gaufre::program::matmul::{self, Form, Matmul};
 use gaufre::program::schedule::{Block, Fabric, Round, Schedule, Source, Stepwise};
 use gaufre::wafer::{Cost, Product, Wafer};
@@ -13,6 +16,12 @@ const GRIDS: [(u32, u32); 3] = [(1, 1), (2, 3), (5, 2)];
 
 fn fabric(device: &Device, schedule: Schedule, (width, height): (u32, u32)) -> Fabric {
     Fabric::new(device.clone(), schedule, Wafer::new(width, height))
+}
+
+/// What a device has counted, as the wafer predicts it.
+fn cost(counted: &Counters) -> Cost {
+    let Counters { dispatches, messages, exchanged_bytes, .. } = *counted;
+    Cost { dispatches, messages, exchanged_bytes }
 }
 
 #[test]
@@ -57,23 +66,25 @@ fn the_device_counts_what_the_wafer_predicts() {
                 let before = device.counters();
                 matmul::run(&fabric, &product).unwrap();
                 let counted = device.counters().since(&before);
-                let (dispatches, messages, exchanged_bytes) =
-                    (counted.dispatches, counted.messages, counted.exchanged_bytes);
                 let want = match schedule {
                     Schedule::Fused => cut.fused(),
                     Schedule::Superstep => cut.superstep(&fabric.wafer()),
                 };
-                assert_eq!(Cost { dispatches, messages, exchanged_bytes }, want, "{form:?} {schedule:?} {grid:?}");
+                assert_eq!(cost(&counted), want, "{form:?} {schedule:?} {grid:?}");
                 assert_eq!(counted.allocations, 0, "a second run allocates nothing");
             }
         }
     }
 }
 
-/// A program whose operands hold NaN whenever a superstep runs: only what was received before is sound.
+/// Whether element (row, column) of a matrix is none of the business of the tiles of a round.
+type Foreign<'a> = Box<dyn Fn(Round, usize, usize) -> bool + 'a>;
+
+/// A program that finds NaN wherever it must not look while a step runs: in the named parts of its operands, and, when the
+/// step is over, in its inboxes. Only what was received for the step is sound.
 struct Poisoned<'a> {
     program: &'a dyn Stepwise,
-    operands: [&'a gaufre::program::Matrix; 2],
+    operands: Vec<(&'a Matrix, Foreign<'a>)>,
 }
 
 impl Stepwise for Poisoned<'_> {
@@ -102,15 +113,28 @@ impl Stepwise for Poisoned<'_> {
         source: Source<'_>,
         first: u32,
         last: u32,
-        state: &gaufre::device::Buffer,
+        state: &Buffer,
     ) -> Result<()> {
-        let kept = self.operands.map(|x| device.download(&x.view).unwrap());
-        for x in self.operands {
-            device.upload(&x.view, &vec![f32::NAN; x.view.len])?;
+        let inboxes = if let Source::Inbox(inboxes) = &source { inboxes.to_vec() } else { vec![] };
+        let mut kept = Vec::new();
+        for (x, foreign) in &self.operands {
+            let sound = device.download(&x.view)?;
+            let mut values = sound.clone();
+            for row in 0..x.rows {
+                for col in (0..x.cols).filter(|&col| foreign(round, row, col)) {
+                    values[x.offset + row * x.stride + col] = f32::NAN;
+                }
+            }
+            device.upload(&x.view, &values)?;
+            kept.push((x, sound));
         }
         let result = self.program.launch(device, round, source, first, last, state);
-        for (x, values) in self.operands.iter().zip(&kept) {
-            device.upload(&x.view, values)?;
+        // Backwards: operands may be slices of one view.
+        for (x, sound) in kept.iter().rev() {
+            device.upload(&x.view, sound)?;
+        }
+        for inbox in inboxes {
+            device.upload(&inbox.all(), &vec![f32::NAN; inbox.len()])?;
         }
         result
     }
@@ -126,7 +150,11 @@ fn a_superstep_reads_only_its_state_and_its_inbox() {
                 let fabric = fabric(&device, schedule, (2, 1));
                 let program = matmul::stepwise(&fabric, &m).unwrap();
                 match poison {
-                    true => fabric.run(&Poisoned { program: &program, operands: [&a, &b] }).unwrap(),
+                    true => {
+                        let everywhere = |x| (x, Box::new(|_, _, _| true) as Foreign<'_>);
+                        let operands = [&a, &b].map(everywhere).into();
+                        fabric.run(&Poisoned { program: &program, operands }).unwrap();
+                    }
                     false => fabric.run(&program).unwrap(),
                 }
                 bits(&device, &c)

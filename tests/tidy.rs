@@ -59,7 +59,7 @@ rules! {
     no_drawer_names: "src/device/utils.rs" = "//! x";
     no_unfinished_work: "src/wafer/mod.rs" = concat!("fn f() { to", "do!() }");
     models_parse: "models/odd.toml" = "vocab_size = 65\nlayers = 2\n";
-    architecture_names_every_folder: "ARCHITECTURE.md" = "`src/wafer`", "src/wafer/mod.rs" = "", "src/device/mod.rs" = "";
+    architecture_names_every_layer: "ARCHITECTURE.md" = "`src/wafer`", "src/wafer/mod.rs" = "", "src/device/mod.rs" = "";
     documents_name_what_exists: "README.md" = "See `tests/gone.rs`.";
     documents_name_tests_that_exist: "ARCHITECTURE.md" = "`tests/a.rs::gone`", "tests/a.rs" = "fn here() {}";
     nothing_of_one_machine: "README.md" = concat!("see /ho", "me/someone/notes");
@@ -242,11 +242,11 @@ mod rule {
         presets.into_iter().filter_map(|(path, text)| fault(text).map(|f| format!("{path}: {f}"))).collect()
     }
 
-    pub fn architecture_names_every_folder(tree: &Tree) -> Vec<String> {
+    pub fn architecture_names_every_layer(tree: &Tree) -> Vec<String> {
         let map = tree.get("ARCHITECTURE.md").map_or("", String::as_str);
-        let folders: BTreeSet<&str> =
-            tree.keys().filter(|p| p.starts_with("src/")).filter_map(|p| Some(p.rsplit_once('/')?.0)).collect();
-        let unnamed = folders.into_iter().filter(|f| *f != "src" && !map.contains(&format!("`{f}`")));
+        let folder = |path: &String| Some(format!("src/{}", path.strip_prefix("src/")?.split_once('/')?.0));
+        let folders: BTreeSet<String> = tree.keys().filter_map(folder).collect();
+        let unnamed = folders.into_iter().filter(|folder| !map.contains(&format!("`{folder}`")));
         unnamed.map(|folder| format!("ARCHITECTURE.md does not name `{folder}`")).collect()
     }
 

@@ -125,6 +125,31 @@ fn device_memory_does_not_matter() {
     }
 }
 
+/// A weight that is not finite: the step is skipped, and no weight and no moment is written.
+#[test]
+fn a_step_that_is_not_finite_writes_nothing() {
+    for device in rig::devices("a_step_that_is_not_finite_writes_nothing") {
+        for planted in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut trainer = Trainer::new(device.clone(), setup(model(1, 84, true))).unwrap();
+            trainer.step(1, 1e-2, &batches(1)).unwrap();
+            let tensor = trainer.store().tensors().iter().position(|t| t.name == "h.0.mlp.c_fc.weight").unwrap();
+            let mut weights = trainer.store().read(tensor, Role::Weight).unwrap();
+            weights[17] = planted;
+            trainer.store().write(tensor, Role::Weight, &weights).unwrap();
+            let all = |trainer: &mut Trainer| -> Vec<u32> {
+                let tensors = trainer.store().tensors().len();
+                let cells = (0..tensors)
+                    .flat_map(|t| [Role::Weight, Role::Moment1, Role::Moment2].map(|role| (t, role)))
+                    .map(|(t, role)| trainer.store().read(t, role).unwrap());
+                cells.flatten().map(f32::to_bits).collect()
+            };
+            let before = all(&mut trainer);
+            assert!(trainer.step(2, 1e-2, &batches(2)).unwrap().skipped, "{} {planted}", device.name());
+            assert_equal_bits(&before, &all(&mut trainer), device.name());
+        }
+    }
+}
+
 #[test]
 fn nothing_is_allocated_after_the_first_step() {
     for device in rig::devices("nothing_is_allocated_after_the_first_step") {

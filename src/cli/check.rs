@@ -78,14 +78,18 @@ fn json(found: &Conformance) -> serde_json::Value {
 
 fn table(found: &Conformance, seconds: f64) -> String {
     let mut out = format!("gaufre check on {}, seed {}\n", found.device, found.seed);
+    let width = found.rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     for (part, title) in [
         (Part::Program, "tile programs against the f64 oracle"),
         (Part::Schedule, "superstep against fused, bit for bit"),
         (Part::Step, "one training step against the f64 oracle"),
     ] {
-        out += &format!("\n{title}\n{:<28}{:>7}{:>11}{:>12}  worst place\n", "", "cases", "elements", "worst/bound");
+        out += &format!(
+            "\n{title}\n     {:<width$}{:>7}{:>10}{:>13}  worst place\n",
+            "", "cases", "elements", "worst/bound"
+        );
         for row in found.rows.iter().filter(|row| row.part == part) {
-            out += &line(row);
+            out += &line(row, width);
         }
     }
     out += &planted(&found.canaries);
@@ -99,26 +103,24 @@ fn table(found: &Conformance, seconds: f64) -> String {
     out + &format!("\n{verdict} ({} rows, {seconds:.1} s)\n", found.rows.len())
 }
 
-fn line(row: &Row) -> String {
+fn line(row: &Row, width: usize) -> String {
     let mark = if row.passed { "ok  " } else { "FAIL" };
-    format!("{mark} {:<23}{:>7}{:>11}{:>12.3e}  {}\n", row.name, row.cases, row.elements, row.worst, row.place)
+    let Row { name, cases, elements, worst, place, .. } = row;
+    format!("{mark} {name:<width$}{cases:>7}{elements:>10}{worst:>13.3e}  {place}\n")
 }
 
-/// One line a subject, then one a fault; what caught it stands in the JSON.
+/// One line a subject, with each fault that went unseen below it; the JSON has them all, and what caught each.
 fn planted(canaries: &[Canary]) -> String {
     if canaries.is_empty() {
         return String::new();
     }
-    let mut out = String::from("\nplanted faults\n");
+    let mut out = String::from("\nplanted faults that were caught\n");
     for subject in canaries.chunk_by(|a, b| a.subject == b.subject) {
         let caught = subject.iter().filter(|canary| canary.caught).count();
         let mark = if caught == subject.len() { "ok  " } else { "FAIL" };
-        out += &format!("{mark} {}: {caught} of {} caught\n", subject[0].subject, subject.len());
-        for canary in subject {
-            out += &match canary.caught {
-                true => format!("       caught  {}\n", canary.fault),
-                false => format!("       MISSED  {}: {}\n", canary.fault, canary.by),
-            };
+        out += &format!("{mark} {caught:>3} of {:<3}  {}\n", subject.len(), subject[0].subject);
+        for canary in subject.iter().filter(|canary| !canary.caught) {
+            out += &format!("     MISSED  {}: {}\n", canary.fault, canary.by);
         }
     }
     out

@@ -3,8 +3,13 @@
 mod check;
 mod demo;
 mod devices;
+mod eval;
+mod export;
 mod generate;
+mod inspect;
+mod logits;
 mod prepare;
+mod report;
 mod tokenizer;
 mod train;
 
@@ -32,8 +37,16 @@ enum Verb {
     Tokenizer(tokenizer::Args),
     /// Write text with a trained model
     Generate(generate::Args),
+    /// Write a trained model for other software to read
+    Export(export::Args),
+    /// Say how well a trained model predicts a text
+    Eval(eval::Args),
     /// Hold every program against the f64 oracle on a device of this machine
     Check(check::Check),
+    /// Show the tensors of a run or of a safetensors file
+    Inspect(inspect::Args),
+    /// Make the page report.html of a run
+    Report(report::Args),
     /// List the devices of this machine
     Devices(devices::Args),
 }
@@ -50,12 +63,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     };
     let verbs: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect();
     let command = verbs.iter().fold(Cli::command(), |all, verb| all.mut_subcommand(verb, |c| c.mut_args(takes_value)));
-    let found = command.try_get_matches_from(arguments)?;
-    let mut cli = Cli::from_arg_matches(&found)?;
-    if let (Verb::Train(args), Some((_, flags))) = (&mut cli.verb, found.subcommand()) {
-        args.note_typed(flags);
-    }
-    Ok(cli)
+    Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
 }
 
 /// Prints help where that was asked for; else one line that says what is wrong, with exit code 2.
@@ -90,11 +98,15 @@ impl Cli {
     /// What goes wrong, typed below and untyped here.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
-            Verb::Train(args) => train::run(&args),
             Verb::Prepare(args) => prepare::run(&args),
             Verb::Tokenizer(args) => tokenizer::run(&args),
+            Verb::Train(args) => train::run(*args),
             Verb::Generate(args) => generate::run(&args),
-            Verb::Check(args) => check::run(&args, &|device| Ok(tiny::step(device)?)),
+            Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
+            Verb::Inspect(args) => inspect::run(&args),
+            Verb::Report(args) => report::run(&args),
+            Verb::Export(args) => export::run(&args),
+            Verb::Eval(args) => eval::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }
     }

@@ -1,97 +1,152 @@
-//! `gaufre train`: trains a model on text, says how it goes, and shows at the end what the model writes.
+//! `gaufre train`: trains a model on text and says how it goes; goes on with a run that stopped.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::{Context, ensure};
 use clap::parser::ValueSource;
 
 use super::demo;
 use crate::device::Device;
 use crate::report::ReportError;
+use crate::report::html::Page;
 use crate::report::metrics::Metrics;
 use crate::report::progress::Progress;
-use crate::train;
+use crate::report::tensorboard::TensorBoard;
 use crate::train::config::Config;
 use crate::train::folder::Folder;
 use crate::train::generate::Sampling;
+use crate::train::{self, Control};
 
-/// Flags of the verb: the configuration of a run, and what is only of this call.
+/// Exit code of a run that was interrupted and saved, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Flags of the verb: the configuration of a run, and how it is steered.
 #[derive(clap::Args)]
-pub struct Args {
+struct Flags {
     /// TOML file with values of the flags below, under the same names; flags win
-    #[arg(long = "config", value_name = "FILE")]
+    #[arg(long = "config", value_name = "FILE", conflicts_with = "resume")]
     file: Option<PathBuf>,
     /// Tokens of the sample that is written at the end; 0: none
     #[arg(long, value_name = "N", default_value_t = 400)]
     sample_tokens: u64,
     #[command(flatten)]
     config: Config,
-    /// Keys of the configuration that were typed rather than left at their defaults.
-    #[arg(skip)]
+    /// Go on with the run in a folder; flags that change no result may be given anew
+    #[arg(long, value_name = "RUN")]
+    resume: Option<PathBuf>,
+    /// Save and stop after N steps in all; the learning rate stays that of --steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    stop_after: Option<u64>,
+}
+
+/// [`Flags`], and which of them a person typed.
+pub struct Args {
+    flags: Flags,
     typed: Vec<String>,
 }
 
-impl Args {
-    /// Keeps in mind which flags were typed.
-    pub(super) fn note_typed(&mut self, flags: &clap::ArgMatches) {
-        let typed = |id: &&clap::Id| flags.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-        self.typed = flags.ids().filter(typed).map(ToString::to_string).collect();
+impl clap::Args for Args {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        Flags::augment_args(command)
     }
 
-    /// Defaults, under the demo's values, under those of the file, under those that were typed.
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Flags::augment_args_for_update(command)
+    }
+}
+
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(found: &clap::ArgMatches) -> Result<Args, clap::Error> {
+        let typed = |id: &&clap::Id| found.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        let typed = found.ids().filter(typed).map(ToString::to_string).collect();
+        Ok(Args { flags: Flags::from_arg_matches(found)?, typed })
+    }
+
+    fn update_from_arg_matches(&mut self, found: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Args::from_arg_matches(found)?;
+        Ok(())
+    }
+}
+
+/// Trains; progress goes to standard error, the folder of the run to standard output.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.resolve()?;
+    let Flags { resume, stop_after, sample_tokens, .. } = args.flags;
+    let control = Control { stop: interrupts()?, stop_after, ..Control::default() };
+    let mut observer = (Progress::stderr(), (Metrics::default(), (TensorBoard::default(), Page::default())));
+    let summary = match resume {
+        None => train::start(&config, control, &mut observer)?,
+        Some(run) => train::resume(&run, &config, control, &mut observer)?,
+    };
+    let folder = summary.folder.as_path();
+    if !summary.stopped {
+        if sample_tokens > 0 {
+            say("\na sample of what it writes:\n")?;
+            sample(&config, folder, sample_tokens)?;
+        }
+        let (name, run) = (command(), folder.display());
+        say(&format!("\nthe run is in {run}; to have it write more:\n  {name} generate {run} --prompt \"fn \"\n"))?;
+    }
+    writeln!(std::io::stdout(), "{}", folder.display())?;
+    let interrupted = summary.stopped && control.stop.load(Ordering::Relaxed);
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+impl Args {
+    /// What was typed, over what the run or the file says, over the demo's values, over the defaults.
     fn resolve(&self) -> anyhow::Result<Config> {
-        let Some(path) = &self.file else { return demo::fill(self.config.clone(), &self.typed) };
-        let mut base = Config::read(path)?;
+        let (typed, flags) = (&self.typed, &self.flags);
+        if let Some(run) = &flags.resume {
+            let folder = Folder::open(run).context("--resume")?;
+            let moved = typed.iter().any(|key| key == "out");
+            ensure!(!moved, "--out: a run that goes on stays in its folder; leave it out");
+            return Ok(folder.read_config()?.overlaid(&flags.config, typed)?);
+        }
+        let Some(path) = &flags.file else { return demo::fill(flags.config.clone(), typed) };
+        let mut base = Config::read_part(path)?;
         // The file of a run names the run's own folder, which is taken: a run like it gets another.
         if base.out.as_deref() == path.parent() {
             base.out = None;
         }
         let keys = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
-        let given: Vec<String> = keys.into_iter().flatten().map(|(key, _)| key).chain(self.typed.clone()).collect();
-        demo::fill(base.overlaid(&self.config, &self.typed)?, &given)
+        let given: Vec<String> = keys.into_iter().flatten().map(|(key, _)| key).chain(typed.clone()).collect();
+        demo::fill(base.overlaid(&flags.config, typed)?, &given)
     }
 }
 
-/// Trains; progress goes to standard error, the folder of the run to standard output.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = args.resolve()?;
-    let mut observer = (Progress::stderr(), Metrics::default());
-    let summary = train::run(&config, &mut observer)?;
-    let say = |text: &str| {
-        let mut out = std::io::stderr();
-        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        written.map_err(|source| ReportError { path: "standard error".into(), source })
-    };
-    if args.sample_tokens > 0 {
-        say("\na sample of what it writes:\n")?;
-        sample(&config, &summary.folder, args.sample_tokens, &mut |text| say(text))?;
-    }
-    let folder = summary.folder.display();
-    say(&format!(
-        "\n\nthe run is in {folder}; to have it write more:\n  {} generate {folder} --prompt \"fn \"\n",
-        command()
-    ))?;
-    if !std::io::stdout().is_terminal() {
-        writeln!(std::io::stdout(), "{folder}")?;
-    }
-    Ok(ExitCode::SUCCESS)
+/// Says something to the person, beside what programs read.
+fn say(text: &str) -> Result<(), ReportError> {
+    let mut out = std::io::stderr();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|source| ReportError { path: "standard error".into(), source })
 }
 
-/// What to type to have this program: its name where a shell would find that, else its path.
+/// What to type to have this program.
 fn command() -> String {
     std::env::args().next().unwrap_or_else(|| "gaufre".into())
 }
 
-fn sample(
-    config: &Config,
-    folder: &Path,
-    tokens: u64,
-    say: &mut dyn FnMut(&str) -> Result<(), ReportError>,
-) -> anyhow::Result<()> {
-    let options = Sampling { temperature: 0.8, top_k: None, seed: config.seed };
+fn sample(config: &Config, folder: &Path, tokens: u64) -> anyhow::Result<()> {
+    let options = Sampling { temperature: 0.8, top_k: None, top_p: None, seed: config.seed };
     let device = Device::open(&config.device, config.threads)?;
     let mut saved = train::Saved::open(&Folder::open(folder)?, device)?;
     let prompt = saved.opening();
-    Ok(saved.sample(&prompt, tokens, options, say)?)
+    saved.sample(&prompt, tokens, options, &mut |text| say(text))?;
+    Ok(say("\n")?)
+}
+
+/// A flag that the first Ctrl-C (or request to terminate) raises; the second ends the process at once.
+fn interrupts() -> anyhow::Result<&'static AtomicBool> {
+    static RAISED: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| {
+        if RAISED.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+        eprintln!("stopping at the end of the step; once more ends at once");
+    })
+    .context("Ctrl-C cannot be caught")?;
+    Ok(&RAISED)
 }

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::documents::{self, Reading};
+use super::files::{self, Kind};
 use super::prepare::{Inputs, Plan};
 use super::tokens::{Piece, Tokens};
 use super::{DataError, Tokenizer, TokenizerKind, ids, shards};
@@ -57,6 +59,41 @@ impl Corpus {
         };
         corpus.expect(min_len)?;
         Ok(corpus)
+    }
+
+    /// The tokens of data of any kind by a tokenizer that is there already, and the bytes that they stand for.
+    ///
+    /// # Errors
+    /// As [`Corpus::load`]; also where the tokenizer has no id for a character.
+    pub fn read(paths: &[PathBuf], tokenizer: &Tokenizer, field: &str) -> Result<(Tokens, u64), DataError> {
+        if let [folder] = paths
+            && shards::is_prepared(folder)
+        {
+            let (index, made_by, tokens) = shards::open(folder)?;
+            if made_by != *tokenizer {
+                let reason = "was made by another tokenizer than that of the run".into();
+                return Err(DataError::Prepared { path: folder.clone(), reason });
+            }
+            return Ok((tokens, index.source_bytes));
+        }
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        for source in files::find(paths)?.sources {
+            if source.kind == Kind::Ids {
+                let piece = Piece::Mapped(ids::open(&source.path, tokenizer)?);
+                bytes += 2 * piece.len() as u64;
+                pieces.push(piece);
+                continue;
+            }
+            let mut all = Vec::new();
+            let reading = Reading { field, text: !tokenizer.takes_bytes() };
+            documents::read(&source, reading, &mut |block| {
+                bytes += block.bytes.len() as u64;
+                all.extend(tokenizer.encode_bytes(&block.bytes)?);
+                Ok(())
+            })?;
+            pieces.push(Piece::Memory(all));
+        }
+        Ok((Tokens::join(pieces), bytes))
     }
 
     fn prepared(request: &Request, folder: &Path) -> Result<Corpus, DataError> {

@@ -104,6 +104,10 @@ pub fn list() -> Vec<AdapterInfo> {
 }
 
 /// Adapters of the native backends, discrete GPUs first. A machine without any driver or loader has none.
+///
+/// wgpu asks for the surfaces of Wayland wherever they are offered, and Mesa's implicit device-select layer then looks for
+/// a compositor: without a session it prints a line on `XDG_RUNTIME_DIR`. Only the environment turns the layer off
+/// (`NODEVICE_SELECT=1`), and that belongs to the user.
 fn adapters() -> Vec<Found> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;

@@ -109,6 +109,11 @@ impl View {
         View { buffer: self.buffer.clone(), offset: self.offset + offset, len }
     }
 
+    /// True for the same elements of the same buffer.
+    pub fn is_same(&self, other: &View) -> bool {
+        Arc::ptr_eq(&self.buffer.0, &other.buffer.0) && (self.offset, self.len) == (other.offset, other.len)
+    }
+
     pub(super) fn expect_elem(&self, elem: Elem) -> Result<(), DeviceError> {
         if self.buffer.elem() == elem {
             return Ok(());

@@ -29,20 +29,42 @@ impl ParamWord for f32 {
     const WORD: Word = Word::F32;
 }
 
-/// Declares the parameters of a kernel: a plain struct of `u32` and `f32` fields, and the list of its fields from which
-/// the WGSL `struct Params` is generated.
+/// Declares the parameters of a kernel: a plain struct of `u32` and `f32` fields, the list of its fields from which the
+/// WGSL `struct Params` is generated, and `words()`, the fields as the words of a launch. In WGSL they are read as `p.NAME`,
+/// beside `p.groups`, which every kernel has.
+///
+/// ```
+/// gaufre::params! {
+///     /// Parameters of a kernel that scales.
+///     pub struct ScaleParams {
+///         /// Elements.
+///         len: u32,
+///         /// What each is multiplied by.
+///         factor: f32,
+///     }
+/// }
+/// assert_eq!(ScaleParams::FIELDS[1].0, "factor");
+/// assert_eq!(ScaleParams { len: 3, factor: 1.0 }.words(), [3, 1.0f32.to_bits()]);
+/// ```
 #[macro_export]
 macro_rules! params {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ty),* $(,)? }) => {
         $(#[$meta])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        #[derive(Clone, Copy, Debug, $crate::bytemuck::Pod, $crate::bytemuck::Zeroable)]
+        #[bytemuck(crate = "::gaufre::bytemuck")]
         $vis struct $name { $($(#[$fmeta])* pub $field: $ty),* }
 
         impl $name {
             /// Names and types of the words, in order.
             pub const FIELDS: &'static [(&'static str, $crate::device::Word)] =
                 &[$((stringify!($field), <$ty as $crate::device::ParamWord>::WORD)),*];
+
+            /// The fields as words, in order.
+            #[allow(dead_code)]
+            pub fn words(&self) -> Vec<u32> {
+                $crate::bytemuck::pod_collect_to_vec($crate::bytemuck::bytes_of(self))
+            }
         }
     };
 }

@@ -31,8 +31,8 @@ use std::sync::Arc;
 /// Result of a device call.
 pub type Result<T> = std::result::Result<T, DeviceError>;
 
-/// SRAM of a WSE-2 tile: what a program may hold on a tile unless a wafer of another kind is asked for.
-pub const DEFAULT_TILE_SRAM: u32 = 48 * 1024;
+/// What a program may hold on a tile unless a tile of another size is asked for: see [`Device::with_tile_sram`].
+pub const DEFAULT_TILE_SRAM: u32 = crate::wafer::WSE2_TILE_SRAM;
 
 /// Parameter words of a kernel, beside `groups`: 128 bytes in all, which every adapter passes.
 pub const MAX_WORDS: usize = 31;
@@ -128,6 +128,9 @@ impl Device {
     }
 
     /// The embedded device on `threads` threads (0: all cores).
+    ///
+    /// # Errors
+    /// [`DeviceError::Open`] when the threads cannot be had.
     pub fn host(threads: usize) -> Result<Device> {
         let native = native::host(threads)?;
         let threads = native.pool.current_num_threads();
@@ -141,6 +144,9 @@ impl Device {
     }
 
     /// The f64 oracle.
+    ///
+    /// # Errors
+    /// As [`Device::host`].
     pub fn oracle() -> Result<Device> {
         Ok(Device::new(
             "oracle (f64)".into(),
@@ -152,6 +158,9 @@ impl Device {
     }
 
     /// The references at f32: the yardstick of plain arithmetic, slow.
+    ///
+    /// # Errors
+    /// As [`Device::host`].
     pub fn reference() -> Result<Device> {
         Ok(Device::new(
             "reference (f32)".into(),
@@ -168,6 +177,9 @@ impl Device {
     }
 
     /// The same kind of device with another amount of SRAM on a tile. Buffers are not shared between the two.
+    ///
+    /// # Panics
+    /// When there is a clone of the device, or a buffer was made by one.
     pub fn with_tile_sram(self, bytes: u32) -> Device {
         match Arc::try_unwrap(self.0) {
             Ok(mut shared) => {
@@ -225,6 +237,9 @@ impl Device {
     }
 
     /// Copies `data` into a view of the same length, after all work queued before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] when the lengths differ or the buffer is of another device; what the driver says.
     pub fn upload<T: bytemuck::NoUninit>(&self, view: &View, data: &[T]) -> Result<()> {
         let words: &[u32] = bytemuck::cast_slice(data);
         if words.len() != view.len {
@@ -235,6 +250,9 @@ impl Device {
     }
 
     /// Waits for all work on a view of floats and copies it out, rounded to f32 on the oracle.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] when the view holds integers; what the driver says of this transfer and of the work before it.
     pub fn download(&self, view: &View) -> Result<Vec<f32>> {
         view.expect_elem(Elem::F32)?;
         self.0.account.downloaded(view.len as u64 * 4);
@@ -242,6 +260,9 @@ impl Device {
     }
 
     /// The same for integers.
+    ///
+    /// # Errors
+    /// As [`Device::download`], for a view of floats.
     pub fn download_ids(&self, view: &View) -> Result<Vec<u32>> {
         view.expect_elem(Elem::U32)?;
         self.0.account.downloaded(view.len as u64 * 4);
@@ -249,6 +270,9 @@ impl Device {
     }
 
     /// The floats of a view at the precision the device keeps them (f64 on the oracle), widened exactly.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
     pub fn download_f64(&self, view: &View) -> Result<Vec<f64>> {
         view.expect_elem(Elem::F32)?;
         self.0.account.downloaded(view.len as u64 * 4);
@@ -279,6 +303,9 @@ impl Device {
 
     /// Moves blocks between buffers, after all work queued before: the exchange between two supersteps. Source and
     /// target of a transfer must be different buffers. Counted as traffic of the fabric.
+    ///
+    /// # Errors
+    /// As [`Device::copy`].
     pub fn exchange(&self, transfers: &[Transfer]) -> Result<()> {
         for t in transfers.iter().filter(|t| t.rows > 0 && t.cols > 0) {
             self.copy(t)?;
@@ -288,6 +315,9 @@ impl Device {
     }
 
     /// Copies one block within the memory of the device, after all work queued before; no traffic of the fabric.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] when a block leaves its buffer, or the buffers are one and the same or of different types.
     pub fn copy(&self, t: &Transfer) -> Result<()> {
         if t.rows == 0 || t.cols == 0 {
             return Ok(());
@@ -305,6 +335,9 @@ impl Device {
     }
 
     /// Hands queued work to the device without waiting.
+    ///
+    /// # Errors
+    /// What the driver says of the work handed over.
     pub fn flush(&self) -> Result<()> {
         match &self.0.backend {
             Backend::Gpu(b) => b.flush(),
@@ -313,6 +346,9 @@ impl Device {
     }
 
     /// Waits until all queued work is done and reports what went wrong in it.
+    ///
+    /// # Errors
+    /// What the driver says of any work before this call.
     pub fn wait(&self) -> Result<()> {
         match &self.0.backend {
             Backend::Gpu(b) => b.wait(),
@@ -340,6 +376,9 @@ impl Device {
     }
 
     /// Compiles a kernel now, so that its first launch does not wait for it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Program`] when its WGSL does not compile, [`DeviceError::Sram`] when it does not fit a tile or the device.
     pub fn prepare(&self, kernel: &'static Kernel, variant: &'static Variant) -> Result<()> {
         match &self.0.backend {
             Backend::Gpu(b) => b.prepare(kernel, variant, self.limits()),

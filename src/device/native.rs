@@ -18,8 +18,8 @@ pub trait Real:
     fn of(x: f64) -> Self;
     /// The value as `f64`, exactly.
     fn wide(self) -> f64;
-    /// The error function.
-    fn erf(self) -> Self;
+    /// The complementary error function.
+    fn erfc(self) -> Self;
 }
 
 impl Real for f32 {
@@ -29,8 +29,8 @@ impl Real for f32 {
     fn wide(self) -> f64 {
         self as f64
     }
-    fn erf(self) -> f32 {
-        libm::erff(self)
+    fn erfc(self) -> f32 {
+        libm::erfcf(self)
     }
 }
 
@@ -41,8 +41,8 @@ impl Real for f64 {
     fn wide(self) -> f64 {
         self
     }
-    fn erf(self) -> f64 {
-        libm::erf(self)
+    fn erfc(self) -> f64 {
+        libm::erfc(self)
     }
 }
 

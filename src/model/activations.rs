@@ -135,6 +135,9 @@ pub struct Activations {
 
 impl Activations {
     /// Allocates for a model and a shape; `kept` is false where layers are recomputed.
+    ///
+    /// # Errors
+    /// What the device says: a buffer too large, or no memory left.
     pub fn new(device: &Device, config: &Config, shape: &Shape, kept: bool) -> Result<Activations> {
         let (rows, d, micro) = (shape.rows(), config.d_model, shape.micro_batches);
         let wide = |label: &str, cols| Matrix::new(device, label, rows, cols);

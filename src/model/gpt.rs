@@ -151,6 +151,24 @@ impl Gpt {
         Ok(())
     }
 
+    /// The head without targets: the logits of the micro-batches that passed the other visits, a chunk of the vocabulary at
+    /// a time, as `take(micro-batch, first id, [rows, ids])`. What is handed out is overwritten by the next chunk, so the
+    /// logits of a text never lie on the device whole.
+    ///
+    /// # Errors
+    /// What the device says, and `take`.
+    pub fn logits(
+        &self,
+        fabric: &Fabric,
+        store: &mut Store,
+        take: &mut dyn FnMut(usize, usize, &Matrix) -> Result<()>,
+    ) -> Result<()> {
+        self.begin(store, Visit::Head, false)?;
+        (0..self.loaded).try_for_each(|micro| {
+            Sweep::new(self, micro).each_chunk(fabric, store, &mut |first, logits| take(micro, first, logits))
+        })
+    }
+
     /// The backward pass of a visit, all micro-batches. Afterwards the gradients of the tensors that the visit owns are
     /// complete.
     ///

@@ -37,15 +37,25 @@ impl<'a> Sweep<'a> {
     /// Fills the losses of the rows.
     pub fn forward(&self, fabric: &Fabric, store: &mut Store) -> Result<()> {
         let (head, device) = (&self.acts.head, fabric.device());
-        let x = self.acts.stream.last().expect("a model has layers");
-        let (y, stats) = &head.norm;
-        linear::norm(fabric, store, self.gpt.table().norm_f, self.gpt.config().norm_eps, &x[self.micro], y, stats)?;
+        self.norm(fabric, store)?;
         let targets = self.acts.ids[self.micro].targets.all();
         for chunk in 0..self.chunks() {
             let logits = self.logits(fabric, store, chunk)?;
             cross_entropy::forward(device, &logits, &targets, chunk * self.chunk, &head.state, chunk == 0)?;
         }
         Ok(cross_entropy::finish(device, &targets, &head.state, &head.losses)?)
+    }
+
+    /// Hands out the logits of all rows, a chunk of the vocabulary at a time, as `take(first id, [rows, ids])`. The next
+    /// chunk overwrites them.
+    pub fn each_chunk(
+        &self,
+        fabric: &Fabric,
+        store: &mut Store,
+        take: &mut dyn FnMut(usize, &Matrix) -> Result<()>,
+    ) -> Result<()> {
+        self.norm(fabric, store)?;
+        (0..self.chunks()).try_for_each(|chunk| take(chunk * self.chunk, &self.logits(fabric, store, chunk)?))
     }
 
     /// After [`Sweep::forward`] of the same micro-batch: gradients of the token table and of the residual stream, of
@@ -91,6 +101,13 @@ impl<'a> Sweep<'a> {
             (store.whole_gradient(tokens, piece.panel)?, true)
         };
         Ok((gradient.rows(piece.in_panel, piece.rows), accumulate))
+    }
+
+    /// The last norm: what the head multiplies with the token table.
+    fn norm(&self, fabric: &Fabric, store: &mut Store) -> Result<()> {
+        let x = self.acts.stream.last().expect("a model has layers");
+        let (y, stats) = &self.acts.head.norm;
+        linear::norm(fabric, store, self.gpt.table().norm_f, self.gpt.config().norm_eps, &x[self.micro], y, stats)
     }
 
     fn chunks(&self) -> usize {

@@ -9,6 +9,7 @@ mod config;
 mod decode;
 mod gpt;
 mod head;
+pub mod hugging_face;
 mod layer;
 mod linear;
 mod presets;

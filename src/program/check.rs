@@ -31,7 +31,7 @@ pub struct Report {
     pub elements: usize,
     /// Largest error over its bound; infinite for a NaN, a missing value, a broken sentinel or nothing to compare.
     pub worst: f64,
-    /// Where, and what was found there.
+    /// Where, and what was found there; empty when every element is exact.
     pub place: String,
 }
 
@@ -46,10 +46,10 @@ impl Report {
         self.worst <= 1.0
     }
 
-    /// Keeps the worst place. NaN counts as infinite, and the first of equals stays.
+    /// Keeps the worst place. NaN counts as infinite, the first of equals stays, and what is exact is no place at all.
     fn found(&mut self, ratio: f64, place: impl FnOnce() -> String) {
         let ratio = if ratio.is_nan() { f64::INFINITY } else { ratio };
-        if ratio > self.worst || (self.place.is_empty() && ratio == self.worst) {
+        if ratio > self.worst {
             self.worst = ratio;
             self.place = place();
         }
@@ -59,7 +59,8 @@ impl Report {
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Report { program, case, variant, worst, place, .. } = self;
-        write!(f, "{program}, case {case}, variant {variant}: worst error is {worst:.3e} of its bound, {place}")
+        write!(f, "{program}, case {case}, variant {variant}: worst error is {worst:.3e} of its bound")?;
+        if place.is_empty() { Ok(()) } else { write!(f, ", {place}") }
     }
 }
 

@@ -76,6 +76,10 @@ pub(super) fn groups(quads: u32, variant: &Variant) -> u32 {
 ///
 /// # Panics
 /// When `out` has other columns, or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn run(device: &Device, dy: &Matrix, out: &Matrix, accumulate: bool) -> Result<()> {
     assert!(out.rows == 1, "{out:?} is not one row");
     out.expect_like(&dy.rows(0, 1));

@@ -112,6 +112,10 @@ pub static BACKWARD: Program = Program {
 ///
 /// # Panics
 /// When `out` is of other columns, ids are too few, or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn forward(
     device: &Device,
     ids: &View,
@@ -145,6 +149,10 @@ pub fn forward(
 /// # Panics
 /// When the panel is of other columns than `dx`, the lists are shorter than `count` asks, or a slice does not lie on
 /// multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     device: &Device,

@@ -226,6 +226,10 @@ fn row_groups(rows: u32, variant: &Variant) -> u32 {
 ///
 /// # Panics
 /// When shapes differ or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn forward(
     device: &Device,
     x: &Matrix,
@@ -268,6 +272,10 @@ pub fn forward(
 ///
 /// # Panics
 /// When shapes differ or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn backward(
     device: &Device,
     x: &Matrix,
@@ -311,6 +319,10 @@ pub fn backward(
 ///
 /// # Panics
 /// When shapes differ or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn gain_backward(
     device: &Device,
     x: &Matrix,

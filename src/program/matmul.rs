@@ -4,8 +4,9 @@
 //! A tile owns a `TM x TN` block of C and keeps it in accumulators; at step s it receives block (i, s) of A along its row and
 //! block (s, j) of B along its column, `KB` deep. Order of additions on adapters: one accumulator per element that starts
 //! from C (or zero), k ascending, explicit fma, the bias last; on the host: the same for each chunk of [`PANEL_ROWS`], the
-//! chunks added to C in order, the bias last. So no tile, grid, panel or number of threads changes a bit. It must never
-//! know what its operands mean.
+//! chunks added to C in order, the bias last. So no tile, grid, panel or number of threads changes a bit. On the host, a
+//! result of one row in the form NT sums each chunk in 64 lanes that meet in halves: the same row as one of several may
+//! differ in its last bits. It must never know what its operands mean.
 
 mod host;
 mod reference;

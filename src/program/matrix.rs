@@ -26,6 +26,9 @@ impl Matrix {
     }
 
     /// A new matrix of zeros.
+    ///
+    /// # Errors
+    /// As [`Device::buffer`].
     pub fn new(device: &Device, label: impl Into<String>, rows: usize, cols: usize) -> Result<Matrix> {
         let buffer = device.buffer(label, Elem::F32, rows * Self::stride_for(cols))?;
         Ok(Matrix::over(&buffer, rows, cols))
@@ -39,12 +42,18 @@ impl Matrix {
 
     /// Rows `first .. first + rows`. The view starts at the row, so on an adapter `first * stride` must be a multiple of
     /// the view alignment; where it is not, the rows are addressed by offset in the same view.
+    ///
+    /// # Panics
+    /// When there are no such rows.
     pub fn rows(&self, first: usize, rows: usize) -> Matrix {
         assert!(first + rows <= self.rows, "rows {first}+{rows} of {self:?}");
         Matrix { offset: self.offset + first * self.stride, rows, ..self.clone() }
     }
 
     /// Columns `first .. first + cols`, addressed by offset in the same view.
+    ///
+    /// # Panics
+    /// When there are no such columns.
     pub fn columns(&self, first: usize, cols: usize) -> Matrix {
         assert!(first + cols <= self.cols, "columns {first}+{cols} of {self:?}");
         Matrix { offset: self.offset + first, cols, ..self.clone() }
@@ -68,6 +77,12 @@ impl Matrix {
     }
 
     /// Uploads row-major values without padding.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
+    ///
+    /// # Panics
+    /// When there are not `rows * cols` values, or this is a slice.
     pub fn upload(&self, device: &Device, values: &[f32]) -> Result<()> {
         assert_eq!(values.len(), self.rows * self.cols, "values of {self:?}");
         assert_eq!(self.offset, 0, "upload into a slice");
@@ -79,11 +94,17 @@ impl Matrix {
     }
 
     /// Downloads row-major values without padding.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
     pub fn download(&self, device: &Device) -> Result<Vec<f32>> {
         Ok(self.dense(&device.download(&self.view)?))
     }
 
     /// The same at the precision the device keeps.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
     pub fn download_f64(&self, device: &Device) -> Result<Vec<f64>> {
         Ok(self.dense(&device.download_f64(&self.view)?))
     }

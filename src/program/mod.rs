@@ -117,8 +117,13 @@ pub fn all() -> Vec<&'static Program> {
     all
 }
 
-/// Launches a kernel in the variant the device takes by default.
-pub(crate) fn launch<P: bytemuck::Pod>(
+/// Queues one launch of a kernel in the variant that the device takes by default: `params` is a struct made with
+/// [`params!`](crate::params), `groups` the number of tiles in that variant, `views` one for each binding, in order.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when `params` or `views` do not fit the declaration; what
+/// [`Device::launch`] says otherwise.
+pub fn launch<P: bytemuck::Pod>(
     device: &Device,
     kernel: &'static Kernel,
     params: &P,
@@ -126,11 +131,7 @@ pub(crate) fn launch<P: bytemuck::Pod>(
     views: &[crate::device::View],
 ) -> crate::device::Result<()> {
     let variant = kernel.variant(device.class());
-    device.launch(&crate::device::Launch {
-        kernel,
-        variant,
-        groups: groups(variant),
-        params: bytemuck::cast_slice(bytemuck::bytes_of(params)),
-        views,
-    })
+    // A struct without fields has no words, and no place either.
+    let params = if size_of::<P>() == 0 { &[] } else { bytemuck::cast_slice(bytemuck::bytes_of(params)) };
+    device.launch(&crate::device::Launch { kernel, variant, groups: groups(variant), params, views })
 }

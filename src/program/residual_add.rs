@@ -58,6 +58,10 @@ pub static ADD: Program = Program {
 ///
 /// # Panics
 /// When the shapes differ or a slice does not lie on multiples of 4.
+///
+/// # Errors
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
+/// says otherwise.
 pub fn run(device: &Device, a: &Matrix, b: &Matrix, out: &Matrix) -> Result<()> {
     let params = params(Rows::flat(&[a, b, out]), a.place(), b.place(), out.place());
     let views = [a.view.clone(), b.view.clone(), out.view.clone()];

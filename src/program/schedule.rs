@@ -63,6 +63,9 @@ pub trait Stepwise {
     /// Launches steps `first .. last` on the tiles of a round. `state` has `state()` elements per workgroup, to be
     /// restored when `first > 0` and saved when `last < steps()`; a launch of all steps does neither and gets any buffer.
     /// Inboxes and state are reused and may be longer than the round needs: bind them with `Buffer::all`.
+    ///
+    /// # Errors
+    /// What the launch says.
     fn launch(
         &self,
         device: &Device,

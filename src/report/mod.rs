@@ -3,8 +3,11 @@
 //! Training tells an [`Observer`] what happened; it must never know who listens, and no observer changes what is computed.
 
 pub mod device;
+pub mod history;
+pub mod html;
 pub mod metrics;
 pub mod progress;
+pub mod tensorboard;
 
 use std::path::{Path, PathBuf};
 
@@ -42,6 +45,14 @@ pub struct Start<'a> {
     pub step_tokens: u64,
     /// Folder of the run.
     pub folder: &'a Path,
+    /// Steps that were done before, where a run goes on.
+    pub resumed: Option<u64>,
+    /// Bytes of text that a token of the validation text stands for on average, where that is known.
+    pub bytes_per_token: Option<f64>,
+    /// Floating point operations of a step, by the usual formula.
+    pub step_flops: f64,
+    /// Floating point operations a second that the device did in a product of f32 matrices, measured at the start.
+    pub peak_flops: f64,
 }
 
 /// One step, done.
@@ -66,12 +77,66 @@ pub struct StepLine {
 /// What is known when a run ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Finish {
-    /// Steps done.
+    /// Steps done since the start of the run or since it went on.
     pub steps: u64,
-    /// Tokens trained on.
+    /// Tokens trained on in them.
     pub tokens: u64,
     /// Wall time in seconds.
     pub seconds: f64,
+    /// Steps of the whole run that were skipped because something was not finite.
+    pub skipped: u64,
+}
+
+/// What may happen on the way.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A checkpoint is damaged; the one before it is tried.
+    Damaged {
+        /// What is wrong, with the file.
+        reason: &'a str,
+    },
+    /// A checkpoint is about to be written: what was told so far must be durable first.
+    Saving,
+    /// A checkpoint is whole on the disk.
+    Saved {
+        /// Steps done.
+        step: u64,
+        /// Its folder.
+        path: &'a Path,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A loss far above those before it.
+    Spike {
+        /// The step that had it.
+        step: u64,
+        /// The loss, in nats.
+        loss: f64,
+        /// Mean of the losses before.
+        mean: f64,
+        /// Their standard deviation.
+        sigma: f64,
+        /// The step that the run went back to, if it did.
+        rolled_back: Option<u64>,
+    },
+    /// The most memory there was in use so far.
+    Memory {
+        /// Steps done.
+        step: u64,
+        /// On the device, in bytes.
+        device_bytes: u64,
+        /// Of the process, in bytes, where the system tells.
+        process_bytes: Option<u64>,
+    },
+    /// The run stops before its last step, as it was told to.
+    Stopped {
+        /// Steps done.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+        /// Folder of the run.
+        folder: &'a Path,
+    },
 }
 
 /// Who is told. An error ends the run: a disk that is full should not cost the metrics in silence.
@@ -85,6 +150,11 @@ pub trait Observer {
     fn step(&mut self, line: &StepLine) -> Result<()>;
     /// After `step` steps the validation loss is `val_loss`.
     fn evaluation(&mut self, step: u64, val_loss: f64) -> Result<()>;
+    /// Something happened on the way.
+    fn event(&mut self, event: &Event<'_>) -> Result<()> {
+        let _ = event;
+        Ok(())
+    }
     /// The run is over.
     fn finished(&mut self, finish: &Finish) -> Result<()>;
 }
@@ -104,6 +174,11 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
     fn evaluation(&mut self, step: u64, val_loss: f64) -> Result<()> {
         self.0.evaluation(step, val_loss)?;
         self.1.evaluation(step, val_loss)
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> Result<()> {
+        self.0.event(event)?;
+        self.1.event(event)
     }
 
     fn finished(&mut self, finish: &Finish) -> Result<()> {

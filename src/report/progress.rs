@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::{Finish, Observer, ReportError, Result, Start, StepLine};
+use super::{Event, Finish, Observer, ReportError, Result, Start, StepLine};
 
 /// Shows how far a run is.
 pub struct Progress<W> {
@@ -14,6 +14,8 @@ pub struct Progress<W> {
     bar: ProgressBar,
     started: Instant,
     steps: u64,
+    /// Steps that were done before the run went on.
+    done_before: u64,
     val_loss: Option<f64>,
     /// What stays of the bar when it goes.
     last: String,
@@ -39,6 +41,7 @@ impl<W: Write> Progress<W> {
             bar: ProgressBar::hidden(),
             started: Instant::now(),
             steps: 0,
+            done_before: 0,
             val_loss: None,
             last: String::new(),
             next_line: 1,
@@ -57,7 +60,7 @@ impl<W: Write> Progress<W> {
     }
 
     fn time_left(&self, step: u64) -> HumanDuration {
-        let each = self.started.elapsed().as_secs_f64() / step.max(1) as f64;
+        let each = self.started.elapsed().as_secs_f64() / step.saturating_sub(self.done_before).max(1) as f64;
         let left = each * self.steps.saturating_sub(step) as f64;
         HumanDuration(Duration::try_from_secs_f64(left.round()).unwrap_or(Duration::MAX))
     }
@@ -71,8 +74,12 @@ impl<W: Write> Observer for Progress<W> {
         self.line(&format!("data: {train_tokens} tokens to train on, {validation_tokens} for validation"))?;
         let (steps, tokens, folder) = (start.steps, start.step_tokens, start.folder.display());
         self.line(&format!("run: {steps} steps of {tokens} tokens, in {folder}"))?;
+        if let Some(step) = start.resumed {
+            self.line(&format!("going on after step {step}"))?;
+        }
         self.started = Instant::now();
         self.steps = steps;
+        self.done_before = start.resumed.unwrap_or(0);
         if self.terminal {
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}").expect("the template is valid");
             self.bar = ProgressBar::new(steps).with_style(style);
@@ -106,15 +113,40 @@ impl<W: Write> Observer for Progress<W> {
         Ok(())
     }
 
+    fn event(&mut self, event: &Event<'_>) -> Result<()> {
+        let text = match event {
+            Event::Damaged { reason } => format!("{reason}; taking the checkpoint before it"),
+            Event::Spike { step, loss, mean, sigma, rolled_back } => {
+                let back =
+                    rolled_back.map_or(String::new(), |to| format!("; back to step {to}, without these batches"));
+                format!("step {step}: loss {loss:.4} is a spike, {mean:.4} with deviation {sigma:.4} before it{back}")
+            }
+            Event::Stopped { step, steps, folder } => {
+                let folder = folder.display();
+                format!("stopped after step {step} of {steps}; go on with: gaufre train --resume {folder}")
+            }
+            Event::Saving | Event::Saved { .. } | Event::Memory { .. } => return Ok(()),
+        };
+        match self.terminal && !self.bar.is_hidden() {
+            true => self.bar.println(text),
+            false => self.line(&text)?,
+        }
+        Ok(())
+    }
+
     fn finished(&mut self, finish: &Finish) -> Result<()> {
         if self.terminal {
             self.bar.finish_and_clear();
             let last = std::mem::take(&mut self.last);
             self.line(&last)?;
         }
+        let skipped = match finish.skipped {
+            0 => String::new(),
+            n => format!("; {n} steps skipped: something was not finite"),
+        };
         let rate = finish.tokens as f64 / finish.seconds.max(f64::MIN_POSITIVE);
         self.line(&format!(
-            "done: {} steps, {} tokens in {:.1} s ({rate:.0} tokens/s)",
+            "done: {} steps, {} tokens in {:.1} s ({rate:.0} tokens/s){skipped}",
             finish.steps, finish.tokens, finish.seconds
         ))
     }

@@ -1,14 +1,20 @@
-//! Checkpoints: the weights of a store as one safetensors file of named f32 tensors, written whole and read back checked
+//! Checkpoints: the parameters of a store as safetensors files of named f32 tensors, written whole and read back checked
 //! name by name and shape by shape. Tensors pass one at a time, so neither way holds a second model in memory. It must
-//! never know what a tensor is for.
+//! never know what a tensor is for, nor what stands in the state that a caller keeps beside them.
+//!
+//! A checkpoint to go on from is a folder `step-NNNNNN` of three files: `model.safetensors`, `optimizer.safetensors` (both
+//! moments) and `state.json`, which also holds a hash (XXH3, 128 bits) of each file and of itself.
 
-use std::collections::HashMap;
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use super::durable::{WriteError, write_with};
+use super::durable::{self, Disk, WriteError};
 use super::{Role, Store, StoreError, Tensor};
 
 /// Why a checkpoint could not be written or read.
@@ -23,9 +29,17 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not what was once written.
+    #[error("{}: damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file is whole, but not what it should be.
     #[error("{}: {reason}", path.display())]
     Content {
         /// The file.
@@ -38,41 +52,86 @@ pub enum CheckpointError {
     Store(#[from] StoreError),
 }
 
-/// Writes the weights of a store, with `metadata` in the header.
+impl CheckpointError {
+    /// Whether the files are to blame, so that another checkpoint may be whole.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, CheckpointError::Read { .. } | CheckpointError::Damaged { .. })
+    }
+}
+
+/// Result of a checkpoint call.
+pub type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// File of the weights.
+pub const WEIGHTS: &str = "model.safetensors";
+const MOMENTS: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+/// Roles in each file, with what stands before the name of a tensor.
+const WEIGHT_ROLES: &[(Role, &str)] = &[(Role::Weight, "")];
+const MOMENT_ROLES: &[(Role, &str)] = &[(Role::Moment1, "moment1."), (Role::Moment2, "moment2.")];
+/// Longest header that is read, as the format's own library has it.
+const HEADER_BYTES: u64 = 100_000_000;
+/// Longest state that is read.
+const STATE_BYTES: u64 = 1 << 24;
+
+/// What `state.json` holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    state: serde_json::Value,
+    files: BTreeMap<String, String>,
+    hash: String,
+}
+
+impl Sealed {
+    fn new(state: serde_json::Value, files: BTreeMap<String, String>) -> Sealed {
+        let mut sealed = Sealed { state, files, hash: String::new() };
+        sealed.hash = sealed.digest();
+        sealed
+    }
+
+    /// Of what it means, not of its spaces.
+    fn digest(&self) -> String {
+        hex(xxh3_128(&serde_json::to_vec(&(&self.state, &self.files)).unwrap_or_default()))
+    }
+}
+
+/// Writes the weights of a store to one file, with `metadata` in the header. Equal weights and metadata give equal bytes.
 ///
 /// # Errors
 /// [`CheckpointError`]; the file is then as it was before.
-pub fn save(store: &mut Store, path: &Path, metadata: HashMap<String, String>) -> Result<(), CheckpointError> {
-    let content = |reason: String| CheckpointError::Content { path: path.into(), reason };
-    let mut end = 0;
-    let infos = store.tensors().iter().map(|t| {
-        let begin = end;
-        end += t.rows * t.cols * 4;
-        (t.name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape(t), data_offsets: (begin, end) })
-    });
-    let header = Metadata::new(Some(metadata), infos.collect()).map_err(|e| content(e.to_string()))?;
-    let mut header = serde_json::to_vec(&header).map_err(|e| content(e.to_string()))?;
-    // The format wants the data to begin at a multiple of 8.
-    header.resize(header.len().next_multiple_of(8), b' ');
+pub fn save(store: &mut Store, disk: &dyn Disk, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut failed = None;
-    let written = write_with(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        for tensor in 0..store.tensors().len() {
-            match store.read(tensor, Role::Weight) {
-                Ok(values) => file.write_all(bytemuck::cast_slice(&values))?,
-                Err(error) => {
-                    failed = Some(error);
-                    return Err(std::io::Error::other("the device failed"));
-                }
+    let written = durable::write_on(disk, path, |file| write(store, WEIGHT_ROLES, metadata, file, &mut failed));
+    failed.map_or_else(|| Ok(written?), |error| Err(StoreError::into(error)))
+}
+
+/// Writes weights, moments and a caller's `state` as a folder.
+///
+/// # Errors
+/// [`CheckpointError`]; no folder of that name is then there that was not there before.
+pub fn save_folder(store: &mut Store, disk: &dyn Disk, path: &Path, state: &impl Serialize) -> Result<()> {
+    durable::write_folder(disk, path, |part| {
+        let mut files = BTreeMap::new();
+        for (name, roles) in [(WEIGHTS, WEIGHT_ROLES), (MOMENTS, MOMENT_ROLES)] {
+            let (mut failed, mut hash) = (None, String::new());
+            let written = durable::write_through(disk, &part.join(name), |file| {
+                let mut hashed = Hashed { file, hash: Xxh3::new() };
+                write(store, roles, &BTreeMap::new(), &mut hashed, &mut failed)?;
+                hash = hex(hashed.hash.digest128());
+                Ok(())
+            });
+            if let Some(error) = failed {
+                return Err(error.into());
             }
+            written.map_err(|source| WriteError { path: path.join(name), source })?;
+            files.insert(name.to_string(), hash);
         }
-        Ok(())
-    });
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(written?),
-    }
+        let text = serde_json::to_value(state).and_then(|s| serde_json::to_vec_pretty(&Sealed::new(s, files)));
+        let text = text.map_err(|e| CheckpointError::Content { path: path.join(STATE), reason: e.to_string() })?;
+        let written = durable::write_through(disk, &part.join(STATE), |file| file.write_all(&text));
+        Ok(written.map_err(|source| WriteError { path: path.join(STATE), source })?)
+    })
 }
 
 /// Reads the weights of a store from a file that must have exactly its tensors.
@@ -80,32 +139,261 @@ pub fn save(store: &mut Store, path: &Path, metadata: HashMap<String, String>) -
 /// # Errors
 /// [`CheckpointError::Content`] names the first tensor that is missing, unknown or of another shape; nothing was
 /// replaced then.
-pub fn load(store: &mut Store, path: &Path) -> Result<(), CheckpointError> {
-    let content = |reason: String| CheckpointError::Content { path: path.into(), reason };
-    let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.into(), source })?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| content(format!("not a safetensors file: {e}")))?;
-    for tensor in store.tensors() {
-        let Ok(found) = file.tensor(&tensor.name) else {
-            return Err(content(format!("tensor {} is missing: is this a checkpoint of another model?", tensor.name)));
-        };
-        if found.shape() != shape(tensor) || found.dtype() != Dtype::F32 {
-            let (ours, theirs) = (shape(tensor), found.shape());
-            return Err(content(format!(
-                "{} is {:?} {theirs:?}, the model has F32 {ours:?}",
-                tensor.name,
-                found.dtype()
-            )));
+pub fn load(store: &mut Store, path: &Path) -> Result<()> {
+    let mut source = Source::open(path)?;
+    source.expect(store.tensors(), WEIGHT_ROLES)?;
+    source.load(store, WEIGHT_ROLES)
+}
+
+/// Reads weights and moments of a store from a folder that [`save_folder`] wrote.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`] where a file is not the one that was written, [`CheckpointError::Content`] where it is of
+/// another model; nothing was replaced then.
+pub fn load_folder(store: &mut Store, path: &Path) -> Result<()> {
+    let sealed: Sealed = unseal(path)?;
+    let mut sources = Vec::new();
+    for (name, roles) in [(WEIGHTS, WEIGHT_ROLES), (MOMENTS, MOMENT_ROLES)] {
+        let file = path.join(name);
+        let known = sealed.files.get(name);
+        if known != Some(&hash_of(&file)?) {
+            return Err(CheckpointError::Damaged { path: file, reason: "its hash is not that of the state".into() });
+        }
+        let source = Source::open(&file)?;
+        source.expect(store.tensors(), roles)?;
+        sources.push((source, roles));
+    }
+    sources.into_iter().try_for_each(|(mut source, roles)| source.load(store, roles))
+}
+
+/// The state of a folder that [`save_folder`] wrote.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`] where it is not what was written, [`CheckpointError::Content`] where it is no such state.
+pub fn read_state<S: DeserializeOwned>(path: &Path) -> Result<S> {
+    let sealed: Sealed = unseal(path)?;
+    let content = |e: serde_json::Error| CheckpointError::Content { path: path.join(STATE), reason: e.to_string() };
+    serde_json::from_value(sealed.state).map_err(content)
+}
+
+fn unseal(path: &Path) -> Result<Sealed> {
+    let path = path.join(STATE);
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.clone(), reason };
+    let read = |source| CheckpointError::Read { path: path.clone(), source };
+    let mut text = Vec::new();
+    File::open(&path).map_err(read)?.take(STATE_BYTES + 1).read_to_end(&mut text).map_err(read)?;
+    if text.len() as u64 > STATE_BYTES {
+        return Err(damaged(format!("more than {STATE_BYTES} bytes")));
+    }
+    let sealed: Sealed = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    match sealed.hash == sealed.digest() {
+        true => Ok(sealed),
+        false => Err(damaged("its hash is not that of what it holds".into())),
+    }
+}
+
+/// The name of the folder of a step.
+pub fn folder_name(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+/// Steps and folders of the checkpoints in a folder, the oldest first; none where there is no such folder.
+///
+/// # Errors
+/// [`CheckpointError::Read`].
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let failed = |source| CheckpointError::Read { path: folder.into(), source };
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let step = name.strip_prefix("step-").and_then(|n| n.parse().ok()).filter(|step| folder_name(*step) == name);
+        found.extend(step.map(|step| (step, path)));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes what writers that were killed left in a folder. Only the one writer of the folder may ask for it.
+///
+/// # Errors
+/// [`CheckpointError::Write`].
+pub fn clear_litter(disk: &dyn Disk, folder: &Path) -> Result<()> {
+    let litter = |path: &Path| path.extension().is_some_and(|e| e == "part");
+    let clear = || {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            match path.is_dir() {
+                _ if !litter(&path) => {}
+                true => disk.remove_folder(&path)?,
+                false => disk.remove_file(&path)?,
+            }
+        }
+        Ok(())
+    };
+    match folder.exists() {
+        true => Ok(clear().map_err(|source| WriteError { path: folder.into(), source })?),
+        false => Ok(()),
+    }
+}
+
+fn hex(hash: u128) -> String {
+    format!("xxh3-128:{hash:032x}")
+}
+
+/// The hash of a file.
+fn hash_of(path: &Path) -> Result<String> {
+    let read = || {
+        let (mut file, mut hash) = (File::open(path)?, Xxh3::new());
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(hex(hash.digest128())),
+                n => hash.update(&piece[..n]),
+            }
+        }
+    };
+    read().map_err(|source| CheckpointError::Read { path: path.into(), source })
+}
+
+/// Writes on, and hashes what passes.
+struct Hashed<'a> {
+    file: &'a mut dyn Write,
+    hash: Xxh3,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Writes tensors in some roles. What the store says of an error comes out in `failed`.
+fn write(
+    store: &mut Store,
+    roles: &[(Role, &str)],
+    metadata: &BTreeMap<String, String>,
+    file: &mut dyn Write,
+    failed: &mut Option<StoreError>,
+) -> io::Result<()> {
+    let (mut end, mut header) = (0, serde_json::Map::new());
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::to_value(metadata)?);
+    }
+    for (_, prefix) in roles {
+        for t in store.tensors() {
+            let begin = end;
+            end += t.rows * t.cols * 4;
+            let info = TensorInfo { dtype: Dtype::F32, shape: shape(t), data_offsets: (begin, end) };
+            header.insert(format!("{prefix}{}", t.name), serde_json::to_value(info)?);
         }
     }
-    if let Some(unknown) = file.names().into_iter().find(|name| !store.tensors().iter().any(|t| t.name == *name)) {
-        return Err(content(format!("tensor {unknown} is not of this model")));
-    }
-    for number in 0..store.tensors().len() {
-        let found = file.tensor(&store.tensors()[number].name).map_err(|e| content(e.to_string()))?;
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(found.data());
-        store.write(number, Role::Weight, &values)?;
+    let mut header = serde_json::to_vec(&header)?;
+    // The format wants the data to begin at a multiple of 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (role, _) in roles {
+        for tensor in 0..store.tensors().len() {
+            match store.read(tensor, *role) {
+                Ok(values) => file.write_all(bytemuck::cast_slice(&values))?,
+                Err(error) => {
+                    *failed = Some(error);
+                    return Err(io::Error::other("the device failed"));
+                }
+            }
+        }
     }
     Ok(())
+}
+
+/// A safetensors file, open.
+struct Source {
+    path: PathBuf,
+    file: BufReader<File>,
+    header: Metadata,
+    /// Where the data begins.
+    begin: u64,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Source> {
+        let read = |source| CheckpointError::Read { path: path.into(), source };
+        let damaged = |reason: String| CheckpointError::Damaged { path: path.into(), reason };
+        let file = File::open(path).map_err(read)?;
+        let bytes = file.metadata().map_err(read)?.len();
+        let mut file = BufReader::with_capacity(1 << 18, file);
+        let mut length = [0; 8];
+        if bytes < 8 {
+            return Err(damaged(format!("not a safetensors file: {bytes} bytes")));
+        }
+        file.read_exact(&mut length).map_err(read)?;
+        let length = u64::from_le_bytes(length);
+        if length > HEADER_BYTES.min(bytes - 8) {
+            return Err(damaged(format!("not a safetensors file: a header of {length} bytes")));
+        }
+        let mut text = vec![0; length as usize];
+        file.read_exact(&mut text).map_err(read)?;
+        let header: Metadata =
+            serde_json::from_slice(&text).map_err(|e| damaged(format!("not a safetensors file: {e}")))?;
+        let data = bytes - 8 - length;
+        if header.data_len() as u64 != data {
+            return Err(damaged(format!("{data} bytes of data, {} were written", header.data_len())));
+        }
+        Ok(Source { path: path.into(), file, header, begin: 8 + length })
+    }
+
+    /// Whether it has exactly these tensors.
+    fn expect(&self, tensors: &[Tensor], roles: &[(Role, &str)]) -> Result<()> {
+        let content = |reason: String| Err(CheckpointError::Content { path: self.path.clone(), reason });
+        for (_, prefix) in roles {
+            for tensor in tensors {
+                let name = format!("{prefix}{}", tensor.name);
+                let Some(found) = self.header.info(&name) else {
+                    return content(format!("tensor {name} is missing: is this a checkpoint of another model?"));
+                };
+                let ours = shape(tensor);
+                if found.shape != ours || found.dtype != Dtype::F32 {
+                    let (dtype, theirs) = (found.dtype, &found.shape);
+                    return content(format!("{name} is {dtype:?} {theirs:?}, the model has F32 {ours:?}"));
+                }
+            }
+        }
+        let known = |name: &str| {
+            roles.iter().any(|(_, p)| name.strip_prefix(p).is_some_and(|n| tensors.iter().any(|t| t.name == n)))
+        };
+        match self.header.offset_keys().into_iter().find(|name| !known(name)) {
+            Some(unknown) => content(format!("tensor {unknown} is not of this model")),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads tensors that [`Source::expect`] found.
+    fn load(&mut self, store: &mut Store, roles: &[(Role, &str)]) -> Result<()> {
+        for (role, prefix) in roles {
+            for number in 0..store.tensors().len() {
+                let name = format!("{prefix}{}", store.tensors()[number].name);
+                let (begin, end) = self.header.info(&name).map_or((0, 0), |info| info.data_offsets);
+                let mut values = vec![0f32; (end - begin) / 4];
+                let read = self
+                    .file
+                    .seek(SeekFrom::Start(self.begin + begin as u64))
+                    .and_then(|_| self.file.read_exact(bytemuck::cast_slice_mut(&mut values)));
+                read.map_err(|source| CheckpointError::Read { path: self.path.clone(), source })?;
+                store.write(number, *role, &values)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {

@@ -1,21 +1,105 @@
 //! Files that are whole or not there: written beside their place, synced, moved into it, and the folder synced too, so
-//! that neither a crash nor a full disk can spoil what was good before. It must never know what a file holds.
+//! that neither a crash nor a full disk can spoil what was good before. Whole folders likewise. Every operation that
+//! changes a disk goes through [`Disk`], so that a test can let any one of them fail. It must never know what a file holds.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// A file that could not be written. What stood in its place before is untouched.
+/// A file or folder that could not be written. What stood in its place before is untouched.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source}; choose a folder that can be written and has room", path.display())]
 pub struct WriteError {
-    /// The file.
+    /// The file or folder.
     pub path: PathBuf,
     /// What the system says.
     pub source: io::Error,
 }
 
-/// Writes a file whole.
+/// What may change a disk.
+pub trait Disk: Sync {
+    /// Creates a file, or empties the one that is there.
+    ///
+    /// # Errors
+    /// Here and below: what the system says.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Creates a folder and those above it, where they are not there.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn create_folder(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file or folder another name, in the place of a file that has it.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes a folder and what is in it.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn remove_folder(&self, path: &Path) -> io::Result<()>;
+}
+
+/// A file being written.
+pub trait DiskFile: Write + Send {
+    /// Makes its contents durable.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The disk of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(File::create(path)?))
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Only Unix can open a folder; elsewhere the rename itself is durable enough.
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        match cfg!(unix) {
+            true => File::open(path)?.sync_all(),
+            false => Ok(()),
+        }
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
+    }
+}
+
+impl DiskFile for File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// Writes a file whole, on the disk of this machine.
 ///
 /// # Errors
 /// [`WriteError`]; the file is then as it was before.
@@ -23,33 +107,100 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// Writes a file whole, its bytes given piece by piece by `fill`.
+/// The same, the bytes given piece by piece by `fill`.
 ///
 /// # Errors
 /// [`WriteError`], also where `fill` fails; the file is then as it was before.
-pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), WriteError> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.part", std::process::id()));
-    let part = path.with_file_name(name);
-    replace(path, &part, fill).map_err(|source| {
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
+    write_on(&RealDisk, path, fill)
+}
+
+/// The same, on any disk.
+///
+/// # Errors
+/// As [`write_with`].
+pub fn write_on(
+    disk: &dyn Disk,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    let part = part(path);
+    let done = write_through(disk, &part, fill)
+        .and_then(|()| disk.rename(&part, path))
+        .and_then(|()| disk.sync_folder(parent(path)));
+    done.map_err(|source| {
         // The error that matters is the first; a part that cannot be removed is only litter.
-        let _ = fs::remove_file(&part);
+        let _ = disk.remove_file(&part);
         WriteError { path: path.into(), source }
     })
 }
 
-fn replace(path: &Path, part: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(part)?);
-    fill(&mut file)?;
-    file.into_inner().map_err(|e| e.into_error())?.sync_all()?;
-    fs::rename(part, path)?;
-    sync_folder(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+/// Writes a folder whole: `fill` writes the files, with [`write_through`], into the folder that it is given. A folder
+/// that was there is replaced once the new one is durable.
+///
+/// # Errors
+/// What `fill` says, or [`WriteError`] as it is; a folder that was there is then whole, here or under [`part`]'s name.
+pub fn write_folder<E: From<WriteError>>(
+    disk: &dyn Disk,
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let part = part(path);
+    let failed = |source| E::from(WriteError { path: path.into(), source });
+    let begin = || {
+        if part.exists() {
+            disk.remove_folder(&part)?;
+        }
+        disk.create_folder(&part)
+    };
+    let end = || {
+        disk.sync_folder(&part)?;
+        if path.exists() {
+            remove_folder(disk, path)?;
+        }
+        disk.rename(&part, path)?;
+        disk.sync_folder(parent(path))
+    };
+    let done = begin().map_err(failed).and_then(|()| fill(&part)).and_then(|()| end().map_err(failed));
+    if done.is_err() {
+        // As above: only litter, which the next writer removes.
+        let _ = disk.remove_folder(&part);
+    }
+    done
 }
 
-/// Makes the names in a folder durable. Only Unix can open a folder; elsewhere the rename itself is durable enough.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    match cfg!(unix) {
-        true => File::open(folder)?.sync_all(),
-        false => Ok(()),
-    }
+/// Writes a new file and makes its contents, not yet its name, durable.
+///
+/// # Errors
+/// What the system or `fill` says.
+pub fn write_through(
+    disk: &dyn Disk,
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut file = BufWriter::with_capacity(1 << 18, disk.create(path)?);
+    fill(&mut file)?;
+    file.into_inner().map_err(|e| e.into_error())?.sync()
+}
+
+/// Removes a folder so that none with its name is ever there in part.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_folder(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let mut old = path.as_os_str().to_os_string();
+    old.push(".old.part");
+    disk.rename(path, Path::new(&old))?;
+    disk.remove_folder(Path::new(&old))
+}
+
+/// Where a file or folder is until it is whole. Names with this ending are litter to every reader.
+pub fn part(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    path.with_file_name(name)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

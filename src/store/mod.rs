@@ -7,7 +7,11 @@
 
 pub mod checkpoint;
 pub mod durable;
+pub mod export;
+pub mod import;
 mod panel;
+pub mod safetensors;
+pub mod shards;
 mod slots;
 
 pub use panel::{Cut, PANEL_BYTES, Panel};

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::de::value::{Error as TextError, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::guard::OnSpike;
 use super::rates::LrSchedule;
 use crate::data::{Order, Plan, Request, Shape, TokenizerKind};
 use crate::model::{Recompute, nearest};
@@ -31,6 +32,10 @@ pub struct Config {
     /// Preset (see models/) or TOML file of the model
     #[arg(long, value_name = "NAME|FILE", default_value = "demo")]
     pub model: String,
+    /// Folder of a GPT-2 as Hugging Face's transformers keeps it, to go on from
+    #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// What to train on: text, folders, .jsonl, .bin, or one folder of `gaufre prepare` [default: this program's source]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub data: Vec<PathBuf>,
@@ -53,9 +58,10 @@ pub struct Config {
     #[arg(long, value_name = "TEXT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
-    /// Folder that keeps text that was tokenised, for later runs; may be removed between runs
-    #[arg(long, value_name = "FOLDER", default_value = "runs/cache")]
-    pub cache: PathBuf,
+    /// Folder that keeps text that was tokenised, for later runs [default: gaufre-cache, beside the run]
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     /// Order in which the windows of the text are seen
     #[arg(long, value_name = "shuffled|sequential", default_value = "shuffled", value_parser = named::<Order>)]
     pub order: Order,
@@ -136,6 +142,15 @@ pub struct Config {
     #[arg(long, value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<PathBuf>,
+    /// Steps between two checkpoints; 0: only at the end
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = whole::<u64>)]
+    pub save_every: u64,
+    /// Checkpoints to keep: the newest N, and the best by validation loss
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u64>)]
+    pub keep: u64,
+    /// What to do about a loss 6 deviations above the last 128
+    #[arg(long, value_name = "report|rollback|ignore", default_value = "report", value_parser = named::<OnSpike>)]
+    pub on_spike: OnSpike,
 }
 
 /// Why a configuration cannot be.
@@ -182,11 +197,21 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads a `config.toml`, whose values are those of the flags. It is not yet checked: flags may still be laid over it.
+    /// Reads a `config.toml`.
+    ///
+    /// # Errors
+    /// As [`Config::read_part`], and what [`Config::check`] finds.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let config = Config::read_part(path)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a file whose keys are those of `config.toml`, but over which flags may still be laid.
     ///
     /// # Errors
     /// [`ConfigError::File`] names the file, the line and what is near.
-    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+    pub fn read_part(path: &Path) -> Result<Config, ConfigError> {
         let failed = |reason: String| ConfigError::File { path: path.into(), reason };
         let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
         let at = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
@@ -226,6 +251,7 @@ impl Config {
 
     /// What is asked of the data.
     pub fn request(&self) -> Request {
+        let beside = self.out.as_deref().map_or(Some(Path::new("runs")), Path::parent).unwrap_or(Path::new(""));
         Request {
             plan: Plan {
                 data: self.data.clone(),
@@ -236,7 +262,7 @@ impl Config {
                 separator: self.separator.clone(),
             },
             tokenizer_chosen: self.tokenizer.is_some(),
-            cache: self.cache.clone(),
+            cache: self.cache.clone().unwrap_or_else(|| beside.join("gaufre-cache")),
         }
     }
 
@@ -288,6 +314,9 @@ impl Config {
             let cure = "needs validation text; give a --val-split above 0, or --eval-every 0".into();
             return wrong("eval-every", self.eval_every, cure);
         }
+        if self.on_spike == OnSpike::Rollback && self.save_every == 0 {
+            return wrong("save-every", 0, "--on-spike rollback goes back to checkpoints; give 1 or more".into());
+        }
         if self.seed > MOST {
             return wrong("seed", self.seed, format!("must be at most {MOST}"));
         }
@@ -302,14 +331,19 @@ impl Config {
             ("grad-accum", self.grad_accum as u64),
             ("eval-batches", self.eval_batches as u64),
             ("device-memory", self.device_memory.unwrap_or(1)),
+            ("keep", self.keep),
         ];
         for (flag, value) in sizes {
             if value == 0 || value > MOST {
                 return wrong(flag, value, format!("must be 1 to {MOST}"));
             }
         }
-        let counts =
-            [("warmup-steps", self.warmup_steps()), ("eval-every", self.eval_every), ("threads", self.threads as u64)];
+        let counts = [
+            ("warmup-steps", self.warmup_steps()),
+            ("eval-every", self.eval_every),
+            ("threads", self.threads as u64),
+            ("save-every", self.save_every),
+        ];
         for (flag, value) in counts {
             if value > MOST {
                 return wrong(flag, value, format!("must be at most {MOST}"));
@@ -458,6 +492,7 @@ mod tests {
         let full = Config {
             device_memory: Some(1),
             seq_len: Some(1),
+            init: Some("a".into()),
             min_lr: Some(0.0),
             warmup_steps: Some(1),
             out: Some("a".into()),
@@ -465,6 +500,7 @@ mod tests {
             tokenizer: Some(TokenizerKind::Byte),
             val_split: Some(0.5),
             separator: Some("c".into()),
+            cache: Some("d".into()),
             ..config()
         };
         let keys = toml::Table::try_from(&full).unwrap();

@@ -13,11 +13,13 @@ pub mod tiny;
 pub use super::step::Gradients;
 pub use canary::Canary;
 pub use plays::plays;
-pub use schedules::{Play, compare_schedules, same_bits};
+pub use schedules::{compare_schedules, same_bits};
 pub use step::compare_step;
 
-use crate::device::Device;
+use crate::device::{Class, Device};
+use crate::program::schedule::{Fabric, Schedule};
 use crate::program::{self, Program, check};
+use crate::wafer::Wafer;
 
 /// What a row is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -25,7 +27,7 @@ use crate::program::{self, Program, check};
 pub enum Part {
     /// A tile program on the device against the oracle.
     Program,
-    /// A stepwise program in supersteps against the same one fused.
+    /// A stepwise program, or a whole training step, in supersteps against the same fused.
     Schedule,
     /// A tensor of one training step against the oracle.
     Step,
@@ -86,8 +88,11 @@ impl Conformance {
     }
 }
 
-/// Runs one training step of the tiny model that is compared, on a device: the same weights and batch on each.
-pub type StepFn<'a> = &'a dyn Fn(&Device) -> anyhow::Result<Gradients>;
+/// Runs one training step of the tiny model that is compared, on the device of a fabric, by its schedule and on its grid:
+/// the same weights and batch on each.
+pub type StepFn<'a> = &'a dyn Fn(&Fabric) -> anyhow::Result<Gradients>;
+
+const WHOLE_STEP: &str = "training step";
 
 /// Runs the whole check. `step` runs the tiny training step; `progress` is told what begins.
 pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progress: &dyn Fn(&str)) -> Conformance {
@@ -104,19 +109,23 @@ pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progres
                 continue;
             }
         };
-        found.rows.push(program_row(program, &truth, device));
+        found.rows.push(program_row(program.kernel.name, program, &truth, device));
+        found.rows.extend(reference_row(program, &truth, device));
         if canaries {
             found.canaries.extend(canary::of_program(program, &truth, device));
         }
     }
-    for (name, play) in plays() {
+    let whole_step = |fabric: &Fabric| Ok(words(&step(fabric)?));
+    let mut plays: Vec<(&str, schedules::Play<'_>)> = plays();
+    plays.push((WHOLE_STEP, &whole_step));
+    for (name, play) in plays {
         progress(name);
         found.rows.push(compare_schedules(name, device, play));
         if canaries {
             found.canaries.extend(canary::of_schedule(name, device, play));
         }
     }
-    progress("training step");
+    progress(WHOLE_STEP);
     match three_steps(device, step) {
         Ok([ours, reference, oracle]) => {
             found.rows.extend(compare_step(&ours, &reference, &oracle));
@@ -124,19 +133,38 @@ pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progres
                 found.canaries.extend(canary::of_step(&ours, &reference, &oracle));
             }
         }
-        Err(error) => found.rows.push(Row::failed(Part::Step, "training step", format!("{error:#}"))),
+        Err(error) => found.rows.push(Row::failed(Part::Step, WHOLE_STEP, format!("{error:#}"))),
     }
     found
 }
 
+/// The step as one list: the loss, then every gradient, as the device kept them.
+fn words(step: &Gradients) -> Vec<f32> {
+    let gradients = step.gradients.iter().flat_map(|(_, values)| values);
+    std::iter::once(&step.loss).chain(gradients).map(|x| *x as f32).collect()
+}
+
 /// Ours, plain f32, and f64.
 fn three_steps(device: &Device, step: StepFn<'_>) -> anyhow::Result<[Gradients; 3]> {
-    Ok([step(device)?, step(&Device::reference()?)?, step(&Device::oracle()?)?])
+    let fused = |device| step(&Fabric::new(device, Schedule::Fused, Wafer::new(1, 1)));
+    Ok([fused(device.clone())?, fused(Device::reference()?)?, fused(Device::oracle()?)?])
+}
+
+/// Where a host kernel stands in for a program's plain reference, the reference at f32 as a row of its own: the yardstick
+/// of the training step rests on it.
+fn reference_row(program: &'static Program, truth: &check::Truth, device: &Device) -> Option<Row> {
+    if device.class() != Class::Native || program.kernel.host.is_none() {
+        return None;
+    }
+    let name = format!("{}, reference", program.kernel.name);
+    Some(match Device::reference() {
+        Ok(plain) => program_row(&name, program, truth, &plain),
+        Err(error) => Row::failed(Part::Program, name, error),
+    })
 }
 
 /// All cases of a program as one row.
-pub fn program_row(program: &'static Program, truth: &check::Truth, device: &Device) -> Row {
-    let name = program.kernel.name;
+fn program_row(name: &str, program: &'static Program, truth: &check::Truth, device: &Device) -> Row {
     let reports = match truth.compare(&program.kernel, device, None) {
         Ok(reports) => reports,
         Err(error) => return Row::failed(Part::Program, name, error),
@@ -144,7 +172,10 @@ pub fn program_row(program: &'static Program, truth: &check::Truth, device: &Dev
     let Some(worst) = reports.iter().max_by(|a, b| a.worst.total_cmp(&b.worst)) else {
         return Row::failed(Part::Program, name, "it has no case");
     };
-    let place = format!("case {}, {}: {}", worst.case, worst.variant, worst.place);
+    let place = match worst.place.as_str() {
+        "" => "every element exact".into(),
+        place => format!("case {}, {}: {place}", worst.case, worst.variant),
+    };
     let elements = reports.iter().map(|report| report.elements).sum();
     Row::new(Part::Program, name, reports.len(), elements, worst.worst, place)
 }

@@ -1,13 +1,15 @@
-//! The folder of a run: which files it holds, and the claim of a fresh one. It must never know what stands in a
-//! checkpoint.
+//! The folder of a run: which files it holds, the claim of a fresh one, and the lock that keeps a second writer out. It
+//! must never know what stands in a checkpoint.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::config::{Config, ConfigError};
 use crate::data::{DataError, Tokenizer};
-use crate::store::durable::{WriteError, write_whole};
+use crate::model;
+use crate::store::checkpoint::{self, WEIGHTS};
+use crate::store::durable::{Disk, WriteError, write_on};
 
 /// Why a folder cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,7 @@ pub enum FolderError {
         source: io::Error,
     },
     /// Another run is in it.
-    #[error("--out {}: holds a run already; choose another folder, or remove it", path.display())]
+    #[error("--out {}: holds a run already; choose another folder, or go on with --resume {}", path.display(), path.display())]
     Taken {
         /// The folder.
         path: PathBuf,
@@ -29,6 +31,12 @@ pub enum FolderError {
     /// A folder that was named as a run, and is none.
     #[error("run {}: no config.toml in it; name the folder that `gaufre train` wrote", path.display())]
     NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another process writes into it.
+    #[error("run {}: another process is writing into it; wait for its end, or choose another folder", path.display())]
+    Busy {
         /// The folder.
         path: PathBuf,
     },
@@ -41,13 +49,17 @@ pub enum FolderError {
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
 
+/// The right to write into a folder, held until it is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "the file is locked while it is open")] File);
+
 impl Folder {
     /// Makes the folder of a new run (`--out`, else the first of `runs/NAME-1`, `runs/NAME-2`, ... that is free) and
     /// writes the configuration into it, which shows at once that it can be written. `name` is the model's.
     ///
     /// # Errors
     /// [`FolderError`].
-    pub fn claim(config: &Config, name: &str) -> Result<Folder, FolderError> {
+    pub fn claim(config: &Config, name: &str, disk: &dyn Disk) -> Result<(Folder, Lock), FolderError> {
         let folder = match &config.out {
             Some(path) => {
                 fs::create_dir_all(path).map_err(unwritable(path))?;
@@ -58,9 +70,39 @@ impl Folder {
         if folder.config().exists() {
             return Err(FolderError::Taken { path: folder.0 });
         }
+        let lock = folder.lock()?;
+        // Between the look and the lock another process may have come and gone.
+        if folder.config().exists() {
+            return Err(FolderError::Taken { path: folder.0 });
+        }
         let config = Config { out: Some(folder.0.clone()), ..config.clone() };
-        write_whole(&folder.config(), config.to_toml().as_bytes()).map_err(|e| unwritable(&folder.0)(e.source))?;
-        Ok(folder)
+        folder.write(disk, "config.toml", config.to_toml().as_bytes()).map_err(|e| match e {
+            FolderError::Write(e) => unwritable(&folder.0)(e.source),
+            other => other,
+        })?;
+        Ok((folder, lock))
+    }
+
+    /// Takes the right to write.
+    ///
+    /// # Errors
+    /// [`FolderError::Busy`] while another process has it.
+    pub fn lock(&self) -> Result<Lock, FolderError> {
+        let file = File::options().write(true).create(true).truncate(false).open(self.0.join("lock"));
+        let file = file.map_err(unwritable(&self.0))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock(file)),
+            Err(TryLockError::WouldBlock) => Err(FolderError::Busy { path: self.0.clone() }),
+            Err(TryLockError::Error(source)) => Err(unwritable(&self.0)(source)),
+        }
+    }
+
+    /// Writes a file of the folder whole.
+    ///
+    /// # Errors
+    /// [`FolderError::Write`].
+    pub fn write(&self, disk: &dyn Disk, name: &str, bytes: &[u8]) -> Result<(), FolderError> {
+        Ok(write_on(disk, &self.0.join(name), |file| file.write_all(bytes))?)
     }
 
     /// The folder of a run that is there.
@@ -99,6 +141,11 @@ impl Folder {
         self.0.join("config.toml")
     }
 
+    /// The model, TOML.
+    pub fn model(&self) -> PathBuf {
+        self.0.join("model.toml")
+    }
+
     /// The tokenizer, JSON.
     pub fn tokenizer(&self) -> PathBuf {
         self.0.join("tokenizer.json")
@@ -106,7 +153,24 @@ impl Folder {
 
     /// The weights, safetensors.
     pub fn checkpoint(&self) -> PathBuf {
-        self.0.join("model.safetensors")
+        self.0.join(WEIGHTS)
+    }
+
+    /// The newest weights: those of the newest checkpoint, else [`Folder::checkpoint`].
+    pub fn weights(&self) -> PathBuf {
+        let newest = checkpoint::list(&self.checkpoints()).unwrap_or_default().pop();
+        let weights = newest.map(|(_, path)| path.join(WEIGHTS)).filter(|path| path.is_file());
+        weights.unwrap_or_else(|| self.checkpoint())
+    }
+
+    /// The folder of the checkpoints to go on from.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
+    /// What the run ran on, JSON: an entry for its start and for each time it went on.
+    pub fn about(&self) -> PathBuf {
+        self.0.join("run.json")
     }
 
     /// The configuration that the run was started with.
@@ -114,15 +178,28 @@ impl Folder {
     /// # Errors
     /// [`ConfigError`] names the file and the line.
     pub fn read_config(&self) -> Result<Config, ConfigError> {
-        Config::read(&self.config())
+        let config = Config::read(&self.config())?;
+        // The model as it was resolved then: its file, its preset or the folder it came from may be gone.
+        Ok(match self.model().is_file() {
+            true => Config { model: self.model().to_string_lossy().into_owned(), ..config },
+            false => config,
+        })
+    }
+
+    /// Saves the model of the run.
+    ///
+    /// # Errors
+    /// [`FolderError::Write`].
+    pub fn write_model(&self, disk: &dyn Disk, model: &model::Config) -> Result<(), FolderError> {
+        self.write(disk, "model.toml", model.to_toml().as_bytes())
     }
 
     /// Saves the tokenizer of the run.
     ///
     /// # Errors
     /// [`FolderError::Write`].
-    pub fn write_tokenizer(&self, tokenizer: &Tokenizer) -> Result<(), FolderError> {
-        Ok(write_whole(&self.tokenizer(), tokenizer.to_json().as_bytes())?)
+    pub fn write_tokenizer(&self, disk: &dyn Disk, tokenizer: &Tokenizer) -> Result<(), FolderError> {
+        self.write(disk, "tokenizer.json", tokenizer.to_json().as_bytes())
     }
 
     /// The tokenizer of the run.

@@ -9,6 +9,8 @@ pub struct Sampling {
     pub temperature: f64,
     /// Only so many of the most probable tokens are considered; `None`: all.
     pub top_k: Option<usize>,
+    /// Only the most probable tokens that together have at least this probability are considered; `None`: all.
+    pub top_p: Option<f64>,
     /// Token `n` is drawn by word `(seed, n)`.
     pub seed: u64,
 }
@@ -49,6 +51,13 @@ impl Sampling {
         if self.top_k == Some(0) {
             return wrong("top-k", "0".into(), "must be 1 or more; leave it out to consider all tokens");
         }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return wrong(
+                "top-p",
+                p.to_string(),
+                "must be more than 0 and at most 1; leave it out to consider all tokens",
+            );
+        }
         Ok(())
     }
 
@@ -79,6 +88,14 @@ pub fn sample(logits: &[f32], options: &Sampling, draw: f64) -> Result<u32, Samp
     tokens.sort_unstable_by(likelier);
     let largest = logits[tokens[0] as usize] as f64;
     let weight = |t: &u32| ((logits[*t as usize] as f64 - largest) / options.temperature).exp();
+    if let Some(p) = options.top_p {
+        let mut missing = p * tokens.iter().map(weight).sum::<f64>();
+        let enough = tokens.iter().position(|token| {
+            missing -= weight(token);
+            missing <= 0.0
+        });
+        tokens.truncate(enough.map_or(tokens.len(), |last| last + 1));
+    }
     let mut left = draw * tokens.iter().map(weight).sum::<f64>();
     for token in &tokens {
         left -= weight(token);
@@ -154,7 +171,7 @@ where
 mod tests {
     use super::*;
 
-    const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: None, seed: 1 };
+    const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: None, top_p: None, seed: 1 };
 
     #[test]
     fn greedy_takes_the_largest_and_the_first_of_equals() {
@@ -186,6 +203,22 @@ mod tests {
                 .count()
         };
         assert!(first(0.5) > first(1.0) && first(1.0) > first(2.0));
+    }
+
+    #[test]
+    fn top_p_leaves_the_fewest_tokens_that_reach_it() {
+        // Probabilities 1/8, 3/8, 4/8.
+        let logits = [0.0f32, 3.0f32.ln(), 4.0f32.ln()];
+        for (p, kept) in [(1e-9, 1), (0.4, 1), (0.51, 2), (0.87, 2), (0.88, 3), (1.0, 3)] {
+            let options = Sampling { top_p: Some(p), ..PLAIN };
+            let mut seen: Vec<u32> = (0..100).map(|i| sample(&logits, &options, i as f64 / 100.0).unwrap()).collect();
+            seen.sort();
+            seen.dedup();
+            assert_eq!(seen, [2, 1, 0][..kept].iter().rev().copied().collect::<Vec<_>>(), "{p}");
+        }
+        for p in [0.0, -0.1, 1.1, f64::NAN] {
+            assert!(Sampling { top_p: Some(p), ..PLAIN }.check().is_err(), "{p}");
+        }
     }
 
     #[test]

@@ -4,13 +4,23 @@
 
 pub mod config;
 pub mod conformance;
+pub mod evaluate;
 pub mod folder;
 pub mod generate;
+pub mod guard;
+pub mod hugging_face;
+pub mod live;
+pub mod logits;
+pub mod peaks;
 pub mod rates;
+pub mod resume;
 pub mod run;
 pub mod saved;
+mod session;
 pub mod step;
 
-pub use run::{Summary, TrainError, run};
+pub use generate::{Generation, NextLogits, Sampling};
+pub use live::Live;
+pub use run::{Control, Summary, TrainError, resume, run, start};
 pub use saved::Saved;
 pub use step::{Optimizer, Setup, StepResult, Trainer};

@@ -1,21 +1,24 @@
-//! The loop of a run: batches in, steps, evaluations, a checkpoint at the end. It tells an [`Observer`] what happens; it
-//! must never know how that is shown.
+//! A run from its configuration to its last file: data, device, model and folder are joined, a [`Session`] does the steps.
+//! It tells an [`Observer`] what happens; it must never know how that is shown.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 use super::config::{Config, ConfigError, Grid};
 use super::folder::{Folder, FolderError};
 use super::generate::SamplingError;
-use super::rates::Rates;
+use super::hugging_face::{HuggingFace, HuggingFaceError};
+use super::peaks;
+use super::resume::{self, ResumeError, State, Terms};
+use super::session::Session;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
-use crate::data::{Batch, Batches, Corpus, DataError, Shape, Tokens};
+use crate::data::{Batch, Corpus, DataError, Shape};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
-use crate::report::{Finish, Observer, ReportError, Start, StepLine, device};
+use crate::report::{Event, Finish, Observer, ReportError, Start, device};
+use crate::store::StoreError;
 use crate::store::checkpoint::{self, CheckpointError};
-use crate::store::{Role, StoreError};
+use crate::store::durable::{Disk, RealDisk};
 use crate::wafer::Wafer;
 
 /// Why a run ended early, or never began.
@@ -44,12 +47,30 @@ pub enum TrainError {
     Setup(#[from] SetupError),
     /// The store.
     Store(#[from] StoreError),
+    /// A folder of Hugging Face.
+    HuggingFace(#[from] HuggingFaceError),
     /// The checkpoint.
     Checkpoint(#[from] CheckpointError),
     /// A report.
     Report(#[from] ReportError),
     /// The next token.
     Sampling(#[from] SamplingError),
+    /// A run that cannot go on.
+    Resume(#[from] ResumeError),
+    /// A loss that spikes again and again from one checkpoint on.
+    #[error(
+        "step {step}: loss {loss} is a spike again, after {rollbacks} rollbacks to step {anchor}; lower --lr, or use --on-spike report"
+    )]
+    Spikes {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Rollbacks so far.
+        rollbacks: u64,
+        /// The step of the checkpoint.
+        anchor: u64,
+    },
 }
 
 /// What a run left.
@@ -57,107 +78,186 @@ pub enum TrainError {
 pub struct Summary {
     /// Folder of the run.
     pub folder: PathBuf,
-    /// Loss of the last step, in nats a token.
+    /// Steps done in all.
+    pub step: u64,
+    /// Whether it stopped before its last step, as it was told to.
+    pub stopped: bool,
+    /// Loss of the last step, in nats a token; NaN where it was not finite or there was no step.
     pub loss: f64,
     /// Last validation loss, if there was an evaluation.
     pub val_loss: Option<f64>,
+    /// Steps skipped because something was not finite.
+    pub skipped: u64,
     /// Wall time of the loop in seconds.
     pub seconds: f64,
 }
 
-/// Trains as configured and leaves `config.toml`, the tokenizer and `model.safetensors` in the run folder.
+/// How a run is steered from outside: nothing in it can change a bit of a result.
+#[derive(Clone, Copy)]
+pub struct Control<'a> {
+    /// Where it writes.
+    pub disk: &'a dyn Disk,
+    /// Once true, the run saves and stops at the end of the step.
+    pub stop: &'a AtomicBool,
+    /// Saves and stops after so many steps in all, even if more are configured.
+    pub stop_after: Option<u64>,
+}
+
+impl Default for Control<'static> {
+    fn default() -> Control<'static> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Control { disk: &RealDisk, stop: &NEVER, stop_after: None }
+    }
+}
+
+/// Trains as configured and leaves `config.toml`, the tokenizer, checkpoints and `model.safetensors` in the run folder.
 ///
 /// # Errors
 /// [`TrainError`]: one clear line each; what can be known beforehand is refused before the folder is made.
 pub fn run(config: &Config, observer: &mut (dyn Observer + Send)) -> Result<Summary, TrainError> {
+    start(config, Control::default(), observer)
+}
+
+/// The same, steered.
+///
+/// # Errors
+/// As [`run`].
+pub fn start(
+    config: &Config,
+    control: Control<'_>,
+    observer: &mut (dyn Observer + Send),
+) -> Result<Summary, TrainError> {
+    go(config, None, control, observer)
+}
+
+/// Goes on with the run in a folder from its newest whole checkpoint, so that every bit is that of a run which never
+/// stopped. `config` is the folder's own, or differs from it in what changes no bit.
+///
+/// # Errors
+/// As [`run`]; [`TrainError::Resume`] where the run cannot go on.
+pub fn resume(
+    folder: &Path,
+    config: &Config,
+    control: Control<'_>,
+    observer: &mut (dyn Observer + Send),
+) -> Result<Summary, TrainError> {
+    go(config, Some(Folder::open(folder)?), control, observer)
+}
+
+fn go(
+    config: &Config,
+    old: Option<Folder>,
+    control: Control<'_>,
+    observer: &mut (dyn Observer + Send),
+) -> Result<Summary, TrainError> {
     config.check()?;
-    let model = read_model(&config.model)?;
+    let old = old.map(|folder| folder.lock().map(|lock| (folder, lock))).transpose()?;
+    // A run that goes on has its model in its folder; where it came from may be gone.
+    let init = config.init.as_deref().filter(|_| old.is_none()).map(HuggingFace::open).transpose()?;
+    let model = init.as_ref().map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
     let shape = config.shape(model.context)?;
     let corpus = Corpus::load(&config.request(), shape.seq_len + 1)?;
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
-    let device = Device::open(&config.device, config.threads)?;
-    let parameters = Table::new(&model).count();
+    // Safety: the device does not leave this function, and all that gets it launches the programs of this crate alone,
+    // through their own functions.
+    let device = unsafe { Device::open_trusted(&config.device, config.threads) }?;
+    let terms = Terms::new(config, &model, &corpus, &device);
+    let peak_flops = device.run(|| peaks::flops(&device))?;
     let mut trainer = Trainer::new(device.clone(), setup(config, model.clone(), shape))?;
-    let folder = Folder::claim(config, &model.name)?;
-    folder.write_tokenizer(&corpus.tokenizer)?;
-    observer.started(&Start {
+    if let Some(init) = &init {
+        init.load(trainer.store())?;
+    }
+    let resumed = old.is_some();
+    let (folder, _lock) = old.map_or_else(|| Folder::claim(config, &model.name, control.disk), Ok)?;
+    checkpoint::clear_litter(control.disk, folder.path())?;
+    checkpoint::clear_litter(control.disk, &folder.checkpoints())?;
+    let tell = |reason: &str| Ok::<_, TrainError>(observer.event(&Event::Damaged { reason })?);
+    let state = match resumed {
+        true => device.run(|| State::newest(&folder, terms, trainer.store(), tell))?,
+        false => State::new(terms),
+    };
+    folder.write_model(control.disk, &model)?;
+    folder.write_tokenizer(control.disk, &corpus.tokenizer)?;
+    let step_tokens = (shape.batch_size * shape.seq_len * shape.grad_accum) as u64;
+    let start = Start {
         device: &device::line(&device),
         model: &model.name,
-        parameters,
+        parameters: Table::new(&model).count(),
         train_tokens: corpus.train.len() as u64,
         validation_tokens: corpus.validation.len() as u64,
         vocab_size: model.vocab_size,
         steps: config.steps,
-        step_tokens: (shape.batch_size * shape.seq_len * shape.grad_accum) as u64,
+        step_tokens,
         folder: folder.path(),
-    })?;
-    let summary = device.run(|| -> Result<Summary, TrainError> {
-        let summary = steps(config, shape, &corpus, &mut trainer, &folder, observer)?;
-        let about = [("model", model.name.clone()), ("steps", config.steps.to_string())];
-        let about: HashMap<String, String> = about.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
-        checkpoint::save(trainer.store(), &folder.checkpoint(), about)?;
-        Ok(summary)
-    })?;
-    observer.finished(&Finish {
-        steps: config.steps,
-        tokens: config.steps * (shape.batch_size * shape.seq_len * shape.grad_accum) as u64,
-        seconds: summary.seconds,
-    })?;
+        resumed: resumed.then_some(state.step),
+        bytes_per_token: bytes_per_token(&corpus),
+        step_flops: peaks::step_flops(&model, &shape),
+        peak_flops,
+    };
+    write_about(&folder, control.disk, &start, &device, &state)?;
+    observer.started(&start)?;
+    let before = state.step;
+    let mut session = Session::new(config, control, shape, &corpus, trainer, &folder, state, resumed);
+    let summary = device.run(|| session.run(observer))?;
+    if summary.stopped {
+        observer.event(&Event::Stopped { step: summary.step, steps: config.steps, folder: folder.path() })?;
+    }
+    let steps = summary.step.saturating_sub(before);
+    let finish = Finish { steps, tokens: steps * step_tokens, seconds: summary.seconds, skipped: summary.skipped };
+    observer.finished(&finish)?;
     Ok(summary)
 }
 
-fn steps(
-    config: &Config,
-    shape: Shape,
-    corpus: &Corpus,
-    trainer: &mut Trainer,
+/// Tokens of the validation text whose bytes are counted.
+const COUNTED: usize = 1 << 20;
+
+/// Bytes that a token of the validation text stands for; `None` where its text cannot be had back.
+pub(super) fn bytes_per_token(corpus: &Corpus) -> Option<f64> {
+    if corpus.tokenizer.takes_bytes() {
+        return Some(1.0);
+    }
+    let tokens = corpus.validation.split_at(corpus.validation.len().min(COUNTED)).0.to_vec();
+    let text = corpus.tokenizer.decode(&tokens).ok()?;
+    (!tokens.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.len() as f64 / tokens.len() as f64)
+}
+
+/// Adds to `run.json` what the run is on now.
+fn write_about(
     folder: &Folder,
-    observer: &mut (dyn Observer + Send),
-) -> Result<Summary, TrainError> {
-    let batches = Batches::new(&corpus.train, shape, config.order, config.seed);
-    let step_tokens = (shape.batch_size * shape.seq_len * shape.grad_accum) as u64;
-    let rates = Rates::new(config);
-    let begun = Instant::now();
-    let mut summary = Summary { folder: folder.path().into(), loss: f64::NAN, val_loss: None, seconds: 0.0 };
-    for step in 0..config.steps {
-        let clock = Instant::now();
-        let micro: Vec<Micro> = (0..shape.grad_accum).map(|m| batches.batch(step, m).into()).collect();
-        let lr = rates.lr(step);
-        let result = trainer.step(step + 1, lr as f32, &micro)?;
-        summary.loss = result.loss as f64;
-        observer.step(&StepLine {
-            step: step + 1,
-            loss: summary.loss,
-            grad_norm: result.grad_norm as f64,
-            lr,
-            tokens: (step + 1) * step_tokens,
-            tokens_per_second: step_tokens as f64 / clock.elapsed().as_secs_f64(),
-            skipped: result.skipped,
-        })?;
-        let due = config.eval_every > 0 && ((step + 1) % config.eval_every == 0 || step + 1 == config.steps);
-        if due && !corpus.validation.is_empty() {
-            let loss = evaluate(trainer, shape, &corpus.validation, config.eval_batches)?;
-            summary.val_loss = Some(loss);
-            observer.evaluation(step + 1, loss)?;
-        }
-    }
-    summary.seconds = begun.elapsed().as_secs_f64();
-    Ok(summary)
-}
-
-/// Mean loss over at most `most` micro-batches of the validation text, and at most one pass.
-fn evaluate(trainer: &mut Trainer, shape: Shape, tokens: &Tokens, most: usize) -> Result<f64, TrainError> {
-    let (mut sum, mut count) = (0.0, 0.0);
-    for batch in Batches::evaluation(tokens, shape, most) {
-        sum += trainer.evaluate(&[batch.into()])? as f64;
-        count += 1.0;
-    }
-    Ok(sum / count)
+    disk: &dyn Disk,
+    start: &Start<'_>,
+    device: &Device,
+    state: &State,
+) -> Result<(), TrainError> {
+    let text = std::fs::read_to_string(folder.about()).unwrap_or_default();
+    let mut sessions: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap_or_default();
+    sessions.push(serde_json::json!({
+        "gaufre": env!("CARGO_PKG_VERSION"),
+        "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        "after_step": state.step,
+        "model": start.model,
+        "parameters": start.parameters,
+        "device": start.device,
+        "adapter": device.name(),
+        "driver": resume::driver(device),
+        "data": state.terms.data,
+        "step_flops": start.step_flops,
+        "peak_flops": start.peak_flops,
+        "variants": state.terms.variants,
+    }));
+    let text = serde_json::to_string_pretty(&sessions).unwrap_or_default();
+    Ok(folder.write(disk, "run.json", text.as_bytes())?)
 }
 
 impl From<Batch> for Micro {
     fn from(batch: Batch) -> Micro {
         Micro { inputs: batch.inputs, targets: batch.targets }
+    }
+}
+
+impl From<model::Shape> for Shape {
+    fn from(shape: model::Shape) -> Shape {
+        Shape { batch_size: shape.batch, seq_len: shape.seq_len, grad_accum: shape.micro_batches }
     }
 }
 
@@ -191,17 +291,4 @@ fn setup(config: &Config, model: model::Config, shape: Shape) -> Setup {
             grad_clip: config.grad_clip as f32,
         },
     }
-}
-
-/// Hash of all weights of a trainer (FNV-1a over their bits): equal runs have equal hashes.
-pub fn weights_hash(trainer: &mut Trainer) -> Result<u64, StoreError> {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for tensor in 0..trainer.store().tensors().len() {
-        for value in trainer.store().read(tensor, Role::Weight)? {
-            for byte in value.to_bits().to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        }
-    }
-    Ok(hash)
 }

@@ -3,6 +3,7 @@
 
 use super::folder::Folder;
 use super::generate::{Generation, NextLogits, Sampling};
+use super::hugging_face::HuggingFace;
 use super::run::{TrainError, read_model};
 use crate::data::{TextStream, Tokenizer};
 use crate::device::Device;
@@ -32,11 +33,23 @@ impl Saved {
         let model = read_model(&config.model)?.with_vocabulary(tokenizer.vocab_size())?;
         let options = Options { placement: Placement::Resident, budget: None, training: false };
         let mut store = Store::new(&device, Gpt::tensors(&model, config.seed), options)?;
-        checkpoint::load(&mut store, &folder.checkpoint())?;
+        checkpoint::load(&mut store, &folder.weights())?;
         let decoder = Decoder::new(&device, &model)?;
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);
         Ok(Saved { config: model, tokenizer, fabric, store, decoder })
+    }
+
+    /// Opens the model of a folder of Hugging Face on a device.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn import(model: &HuggingFace, device: Device) -> Result<Saved, TrainError> {
+        let tokenizer = Tokenizer::load(&model.tokenizer())?;
+        let (config, store) = (model.config().clone(), model.store(&device)?);
+        let decoder = Decoder::new(&device, &config)?;
+        let fabric = Fabric::new(device, Schedule::Fused, Wafer::new(8, 8));
+        Ok(Saved { config, tokenizer, fabric, store, decoder })
     }
 
     /// The model.
@@ -87,7 +100,10 @@ impl NextLogits for Saved {
     type Error = TrainError;
 
     fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
-        Ok(self.decoder.extend(&self.fabric, &mut self.store, tokens)?)
+        let mut logits = self.decoder.extend(&self.fabric, &mut self.store, tokens)?;
+        // A model may have more rows than its tokenizer has ids; none of them can be written.
+        logits.truncate(self.tokenizer.vocab_size());
+        Ok(logits)
     }
 
     fn restart(&mut self) {

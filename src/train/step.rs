@@ -3,6 +3,7 @@
 
 use crate::device::{Buffer, Device, DeviceError, Elem};
 use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Shape, Visit};
+use crate::program::Matrix;
 use crate::program::adamw::{self, AdamW};
 use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS};
 use crate::program::schedule::{Fabric, Schedule};
@@ -32,6 +33,24 @@ pub struct Setup {
     pub optimizer: Optimizer,
 }
 
+impl Setup {
+    /// The usual: AdamW as in [`Optimizer::default`], parameters on the device, tiles fused on a wafer of 8 x 8, no bound on
+    /// memory. Alter what should be otherwise.
+    pub fn new(model: ModelConfig, shape: Shape) -> Setup {
+        Setup {
+            model,
+            shape,
+            seed: 1337,
+            schedule: Schedule::Fused,
+            wafer: Wafer::new(8, 8),
+            placement: Placement::Resident,
+            device_memory: None,
+            recompute: Recompute::Auto,
+            optimizer: Optimizer::default(),
+        }
+    }
+}
+
 /// Constants of AdamW and of clipping.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Optimizer {
@@ -45,6 +64,13 @@ pub struct Optimizer {
     pub weight_decay: f32,
     /// Largest global norm of the gradient; 0 turns clipping off.
     pub grad_clip: f32,
+}
+
+impl Default for Optimizer {
+    /// The defaults of `gaufre train`, those of nanoGPT.
+    fn default() -> Optimizer {
+        Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
+    }
 }
 
 /// What came of a step.
@@ -239,6 +265,22 @@ impl Trainer {
             gradients.push((name, self.store.read_f64(tensor, Role::Gradient)?));
         }
         Ok(Gradients { loss, gradients })
+    }
+
+    /// The logits of batches, a chunk of the vocabulary at a time: see [`Gpt::logits`].
+    ///
+    /// # Errors
+    /// What the device says, and `take`.
+    pub fn logits(
+        &mut self,
+        batches: &[Micro],
+        take: &mut dyn FnMut(usize, usize, &Matrix) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.model.load(self.fabric.device(), batches)?;
+        for visit in self.model.visits().into_iter().filter(|v| *v != Visit::Head) {
+            self.model.forward(&self.fabric, &mut self.store, visit)?;
+        }
+        self.model.logits(&self.fabric, &mut self.store, take)
     }
 
     fn forward(&mut self, batches: &[Micro], train: bool) -> Result<(), StoreError> {

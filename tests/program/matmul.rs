@@ -80,6 +80,34 @@ fn equal_bits_for_any_number_of_threads() {
     }
 }
 
+/// On the host a lone row of the form NT has an order of its own; tiles, threads and panels must not show in it.
+#[test]
+fn a_lone_row_has_one_order_of_additions() {
+    let (m, n, k) = (1, 200, 3 * PANEL_ROWS - 11);
+    for (bias, accumulate) in [(false, false), (true, true)] {
+        let of = |threads, schedule| {
+            let fabric = Fabric::new(Device::host(threads).unwrap(), schedule, Wafer::new(2, 3));
+            product(&fabric, Form::NT, (m, n, k), bias, accumulate)
+        };
+        let want = of(1, Schedule::Fused);
+        for threads in 1..=3 {
+            assert!(of(threads, Schedule::Fused) == want && of(threads, Schedule::Superstep) == want, "{threads}");
+        }
+    }
+    let device = rig::host();
+    let [a, b, whole, _] = operands(&device, Form::NT, (m, n, k));
+    let c = normal(&device, m, n, 3);
+    let product = |b: &Matrix, c: &Matrix| {
+        let fabric = fused(device.clone());
+        matmul::run(&fabric, &Matmul { form: Form::NT, a: &a, b, c, bias: None, accumulate: true }).unwrap();
+    };
+    product(&b, &whole);
+    for (first, rows) in [(0, 64), (64, 8), (72, 128)] {
+        product(&b.rows(first, rows), &c.columns(first, rows));
+    }
+    assert!(bits(&device, &c) == bits(&device, &whole));
+}
+
 #[test]
 fn row_panels_and_column_slices_give_the_bits_of_one_call() {
     for device in rig::devices("matmul panels") {

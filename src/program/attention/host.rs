@@ -11,15 +11,16 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::multiply::{Left, multiply};
+use super::tiles::{Shape, Tile};
 use super::{AttentionParams, MAX_HEAD_SIZE};
 use crate::device::Args;
-use crate::program::{Matrix, vector};
+use crate::program::vector;
 
 /// The maximum before any score: finite, so that the first rescaling multiplies by `exp` of a huge negative number, 0.
 const LOWEST: f32 = -3.0e38;
 
-/// Own rows computed are rounded up to this: the widest vector.
-const LANES: usize = 16;
+/// Own rows computed are rounded up to this: the widest vector. Also the partial sums of `delta`.
+pub(super) const LANES: usize = 16;
 
 /// One cache line, to align the scratch memory.
 #[repr(C, align(64))]
@@ -69,56 +70,7 @@ fn carve(mut data: &mut [f32], mut cuts: Vec<Cut>, tiles: usize, slots: usize) -
     parts
 }
 
-/// One tile: which block of which sequence and head.
-#[derive(Clone, Copy)]
-struct Tile {
-    group: usize,
-    batch: usize,
-    block: usize,
-    head: usize,
-}
-
-/// A launch: parameters and the variant's shape.
-#[derive(Clone, Copy)]
-struct Shape {
-    p: AttentionParams,
-    rows: usize,
-    cols: usize,
-    size: usize,
-    groups: usize,
-}
-
-/// Rows of the other side that a tile received or reads in place.
-#[derive(Clone, Copy)]
-struct Received<'a> {
-    data: &'a [f32],
-    stride: usize,
-}
-
 impl Shape {
-    fn new(args: &Args<'_, f32>) -> Shape {
-        let p: AttentionParams = args.params();
-        let (rows, cols) = (args.variant.get("ROWS") as usize, args.variant.get("COLS") as usize);
-        Shape { p, rows, cols, size: p.head_size as usize, groups: args.groups as usize }
-    }
-
-    fn tile(&self, group: usize) -> Tile {
-        let p = &self.p;
-        let i = p.first_row as usize + group / p.width as usize;
-        let own = p.own_blocks as usize;
-        Tile { group, batch: i / own, block: i % own, head: p.first_col as usize + group % p.width as usize }
-    }
-
-    /// Own rows of a tile that exist, `len` to a sequence.
-    fn live(&self, tile: Tile, len: u32) -> usize {
-        self.rows.min(len as usize - tile.block * self.rows)
-    }
-
-    /// Whether this launch restores or saves state.
-    fn partial(&self) -> bool {
-        self.p.first_step > 0 || self.p.last_step < self.p.steps
-    }
-
     /// The saved states of the tiles; nothing in a launch of all steps.
     fn states<'a>(&self, state: &'a mut [f32], len: usize) -> Vec<&'a mut [f32]> {
         if self.partial() {
@@ -137,22 +89,6 @@ impl Shape {
                 cuts.push(Cut { start, len: self.size, tile: group, slot: first_slot + r });
             }
         }
-    }
-
-    /// Rows `first ..` of sequence `batch` of a received operand, columns of `head`.
-    fn received<'a>(&self, data: &'a [f32], at: (u32, u32), row: usize, head: usize, tile: Tile) -> Received<'a> {
-        if self.p.inbox == 1 {
-            let stride = Matrix::stride_for(self.size);
-            return Received { data: &data[tile.group * self.cols * stride..], stride };
-        }
-        let stride = at.1 as usize;
-        Received { data: &data[at.0 as usize + row * stride + head * self.size..], stride }
-    }
-
-    /// Where `lse` and `delta` of a query lie.
-    fn scalar(&self, batch: usize, head: usize, row: usize) -> usize {
-        let p = &self.p;
-        p.row_offset as usize + (batch * p.query_heads as usize + head) * p.row_stride as usize + row
     }
 
     /// Transposes the own rows of an operand: `to[d * rows + r]`; rows that are none become zero.
@@ -212,7 +148,7 @@ impl WithSimd for Forward<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Forward { of, tile, operands: [q, k, v], out, lse, state, scratch: [qt, s, acc, m, l, fade] } = self;
-        let Shape { p, rows, cols, size, .. } = of;
+        let Shape { p, rows, size, .. } = of;
         let live = of.live(tile, p.query_len);
         let (wide, first_query) = (live.next_multiple_of(LANES), tile.block * rows);
         let start = (tile.batch * p.query_len as usize + first_query) * p.q_stride as usize + tile.head * size;
@@ -226,14 +162,11 @@ impl WithSimd for Forward<'_, '_> {
             l.fill(0.0);
             acc.fill(0.0);
         }
-        let visible = p.horizon(first_query + live - 1);
-        let blocks = visible.div_ceil(cols);
-        for step in p.first_step as usize..blocks.min(p.last_step as usize) {
-            let first_key = (blocks - 1 - step) * cols;
-            let n = cols.min(visible - first_key);
-            let (row, head) = (tile.batch * p.key_value_rows as usize + first_key, tile.head / p.group as usize);
-            let keys = of.received(k, (p.k_offset, p.k_stride), row, head, tile);
-            let values = of.received(v, (p.v_offset, p.v_stride), row, head, tile);
+        for step in p.first_step..p.last_step {
+            let Some((first_key, n)) = of.key_block(tile, step) else { break };
+            let row = |at| of.key(at, tile.batch, tile.head / p.group as usize, first_key);
+            let keys = of.received(k, row((p.k_offset, p.k_stride)), p.k_stride, tile);
+            let values = of.received(v, row((p.v_offset, p.v_stride)), p.v_stride, tile);
             multiply(simd, (n, size, wide), Left::Rows(keys.data, keys.stride), qt, s, rows, false);
             soften(&p, s, m, l, fade, (rows, wide, n), first_query, first_key);
             for row in acc.chunks_exact_mut(rows) {
@@ -385,7 +318,7 @@ impl WithSimd for Query<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Query { of, tile, operands: [q, k, v, d_out, lse, delta], dq, state, scratch: [qt, ot, s, dp, acc] } = self;
-        let Shape { p, rows, cols, size, .. } = of;
+        let Shape { p, rows, size, .. } = of;
         let live = of.live(tile, p.query_len);
         let (wide, first_query) = (live.next_multiple_of(LANES), tile.block * rows);
         let row = tile.batch * p.query_len as usize + first_query;
@@ -399,14 +332,11 @@ impl WithSimd for Query<'_, '_> {
         } else {
             acc.fill(0.0);
         }
-        let visible = p.horizon(first_query + live - 1);
-        let blocks = visible.div_ceil(cols);
-        for step in p.first_step as usize..blocks.min(p.last_step as usize) {
-            let first_key = (blocks - 1 - step) * cols;
-            let n = cols.min(visible - first_key);
-            let (row, head) = (tile.batch * p.key_value_rows as usize + first_key, tile.head / p.group as usize);
-            let keys = of.received(k, (p.k_offset, p.k_stride), row, head, tile);
-            let values = of.received(v, (p.v_offset, p.v_stride), row, head, tile);
+        for step in p.first_step..p.last_step {
+            let Some((first_key, n)) = of.key_block(tile, step) else { break };
+            let row = |at| of.key(at, tile.batch, tile.head / p.group as usize, first_key);
+            let keys = of.received(k, row((p.k_offset, p.k_stride)), p.k_stride, tile);
+            let values = of.received(v, row((p.v_offset, p.v_stride)), p.v_stride, tile);
             multiply(simd, (n, size, wide), Left::Rows(keys.data, keys.stride), qt, s, rows, false);
             multiply(simd, (n, size, wide), Left::Rows(values.data, values.stride), ot, dp, rows, false);
             for (c, (s, dp)) in s.chunks_exact_mut(rows).zip(dp.chunks_exact(rows)).take(n).enumerate() {
@@ -468,7 +398,7 @@ impl WithSimd for KeyValue<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let KeyValue { of, tile, operands: [q, k, v, d_out, lse, delta], dkv, state, scratch } = self;
         let [kt, vt, s, dp, dk, dv] = scratch;
-        let Shape { p, rows, cols, size, .. } = of;
+        let Shape { p, rows, size, .. } = of;
         let live = of.live(tile, p.key_value_len);
         let (wide, first_key) = (live.next_multiple_of(LANES), tile.block * rows);
         let row = tile.batch * p.key_value_rows as usize + first_key;
@@ -482,20 +412,12 @@ impl WithSimd for KeyValue<'_, '_> {
             dk.fill(0.0);
             dv.fill(0.0);
         }
-        let query_len = p.query_len as usize;
-        let blocks = query_len.div_ceil(cols);
-        for step in p.first_step as usize..p.last_step as usize {
-            let block = p.near(first_key, cols) + step % blocks;
-            if block >= blocks {
-                continue;
-            }
-            let (head, first_query) = (tile.head * p.group as usize + step / blocks, block * cols);
-            let n = cols.min(query_len - first_query);
-            let row = tile.batch * query_len + first_query;
-            let queries = of.received(q, (p.q_offset, p.q_stride), row, head, tile);
-            let gradients = of.received(d_out, (p.o_offset, p.o_stride), row, head, tile);
-            let inbox = p.inbox == 1;
-            let at = if inbox { tile.group * cols } else { of.scalar(tile.batch, head, first_query) };
+        for step in p.first_step..p.last_step {
+            let Some((head, first_query, n)) = of.query_block(tile, step) else { continue };
+            let row = |at| of.query(at, tile.batch, head, first_query);
+            let queries = of.received(q, row((p.q_offset, p.q_stride)), p.q_stride, tile);
+            let gradients = of.received(d_out, row((p.o_offset, p.o_stride)), p.o_stride, tile);
+            let at = of.received_scalar(tile, head, first_query);
             multiply(simd, (n, size, wide), Left::Rows(queries.data, queries.stride), kt, s, rows, false);
             multiply(simd, (n, size, wide), Left::Rows(gradients.data, gradients.stride), vt, dp, rows, false);
             for (c, (s, dp)) in s.chunks_exact_mut(rows).zip(dp.chunks_exact_mut(rows)).take(n).enumerate() {

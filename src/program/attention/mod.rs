@@ -11,21 +11,24 @@
 //! `attention_backward_key_value` keeps a block of keys and values of one key/value head and receives, for each query head
 //! of its group in turn, the blocks of queries from the diagonal upwards. `attention_delta` is local to a tile.
 //!
-//! Order of additions: a dot product over the head size adds index by index, ascending, in one accumulator; the sums over
+//! Order of additions: a dot product over the head size adds index by index, ascending, in one accumulator (`delta` on the
+//! host: in 16 partial sums, index modulo 16, which are then added in order); the sums over
 //! keys (`l`, `out`, `dq`) add block by block, descending, keys ascending inside a block; the sums over queries (`dk`, `dv`)
 //! add head by head, block by block and query by query, ascending. `l` and `out` are rescaled once a block, so the number
 //! of columns of a block (`COLS` of the variant) is part of the order.
 
+mod bound;
 mod cases;
 mod host;
 mod multiply;
 mod pass;
 mod reference;
+mod tiles;
 
 use super::{Matrix, Program};
 use crate::device::{Class, DeviceError, Kernel, Lane, Result, Variant, read, write};
 use crate::program::schedule::Fabric;
-use pass::{Kind, Pass};
+pub use pass::Pass;
 
 /// Largest head size that a tile has room for.
 pub const MAX_HEAD_SIZE: usize = 256;
@@ -167,9 +170,11 @@ macro_rules! native {
     };
 }
 
-/// The first of a class takes every head size; [`variant_for`] prefers the smallest that holds the head.
+/// A lane's accumulators lie in workgroup memory, so a tile has as many lanes as its SRAM has room for: at head size 64
+/// 64 rows for the queries. The first of a class takes every head size; [`variant_for`] prefers the smallest that holds the head.
 const QUERY_VARIANTS: &[Variant] = &[
     tile!("gpu16x8h256", GPU, 16 x 1, 8, 256, staged 1),
+    tile!("gpu32x16h128", GPU, 32 x 1, 16, 128, staged 1),
     tile!("gpu64x16h64", GPU, 64 x 1, 16, 64, staged 1),
     tile!("lanes8x2x16h256", SOFTWARE, 8 x 2, 16, 256, staged 0),
     tile!("lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0),
@@ -180,6 +185,7 @@ const QUERY_VARIANTS: &[Variant] = &[
 /// Two accumulators a row instead of one, so half the rows.
 const KEY_VALUE_VARIANTS: &[Variant] = &[
     tile!("gpu8x8h256", GPU, 8 x 1, 8, 256, staged 1),
+    tile!("gpu16x16h128", GPU, 16 x 1, 16, 128, staged 1),
     tile!("gpu32x16h64", GPU, 32 x 1, 16, 64, staged 1),
     tile!("lanes8x1x16h256", SOFTWARE, 8 x 1, 16, 256, staged 0),
     tile!("lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0),
@@ -226,7 +232,7 @@ pub static FORWARD: Program = Program {
         reference_f64: reference::forward,
         host: Some(host::forward),
     },
-    bound: reference::forward_bound,
+    bound: bound::forward,
     cases: cases::forward,
     fault: ("* fade", "+ fade"),
 };
@@ -244,7 +250,7 @@ pub static DELTA: Program = Program {
         reference_f64: reference::delta,
         host: Some(host::delta),
     },
-    bound: reference::delta_bound,
+    bound: bound::delta,
     cases: cases::delta,
     fault: ("var sum = 0.0", "var sum = 0.01"),
 };
@@ -271,7 +277,7 @@ pub static BACKWARD_QUERY: Program = Program {
         reference_f64: reference::backward_query,
         host: Some(host::backward_query),
     },
-    bound: reference::backward_query_bound,
+    bound: bound::backward_query,
     cases: cases::backward_query,
     fault: ("- delta${r}", "+ delta${r}"),
 };
@@ -298,7 +304,7 @@ pub static BACKWARD_KEY_VALUE: Program = Program {
         reference_f64: reference::backward_key_value,
         host: Some(host::backward_key_value),
     },
-    bound: reference::backward_key_value_bound,
+    bound: bound::backward_key_value,
     cases: cases::backward_key_value,
     fault: ("- delta${j}", "+ delta${j}"),
 };
@@ -318,12 +324,7 @@ pub fn forward(
     out: &Matrix,
     lse: &Matrix,
 ) -> Result<()> {
-    shape.check(&[q, out], &[k, v], &[lse])?;
-    let mut params = shape.params(q, k, v, lse);
-    (params.o_offset, params.o_stride) = place(out);
-    let views = [q, k, v, out, lse].map(|m| m.view.clone()).to_vec();
-    let received = vec![k.clone(), v.clone()];
-    fabric.run(&Pass::new(Kind::Forward, shape, fabric.device().class(), params, views, received))
+    fabric.run(&Pass::forward(fabric.device().class(), shape, q, k, v, out, lse)?)
 }
 
 /// Queues the backward pass from `d_out`: writes `delta` (`[batch * query_heads, query_len]`, at the offset and stride of
@@ -347,34 +348,20 @@ pub fn backward(
     dk: &Matrix,
     dv: &Matrix,
 ) -> Result<()> {
-    shape.check(&[q, out, d_out, dq], &[k, v, dk, dv], &[lse, delta])?;
-    let same_view = |a: &Matrix, b: &Matrix| (a.view.offset, a.view.len) == (b.view.offset, b.view.len);
-    if !same_view(dk, dv) {
-        return Err(DeviceError::Usage("attention: dk and dv must be slices of one view".into()));
-    }
-    if place(lse) != place(delta) {
-        return Err(DeviceError::Usage("attention: lse and delta must have one offset and one stride".into()));
-    }
-    let device = fabric.device();
+    let (device, class) = (fabric.device(), fabric.device().class());
+    let queries = Pass::backward_query(class, shape, q, k, v, d_out, lse, delta, dq)?;
+    let keys = Pass::backward_key_value(class, shape, q, k, v, d_out, lse, delta, dk, dv)?;
+    shape.check(&[out], &[], &[])?;
     let mut params = shape.params(q, k, v, lse);
     (params.o_offset, params.o_stride) = place(out);
     (params.grad_offset, params.grad_stride) = place(d_out);
-    let delta_kernel = &DELTA.kernel;
-    params.own_blocks = shape.query_len.div_ceil(delta_kernel.variant(device.class()).get("ROWS") as usize) as u32;
+    let kernel = &DELTA.kernel;
+    params.own_blocks = shape.query_len.div_ceil(kernel.variant(class).get("ROWS") as usize) as u32;
     params.width = params.query_heads;
     let groups = shape.batch as u32 * params.own_blocks * params.width;
-    super::launch(device, delta_kernel, &params, |_| groups, &[out, d_out, delta].map(|m| m.view.clone()))?;
-
-    (params.o_offset, params.o_stride) = place(d_out);
-    let operands = |last: &Matrix| [q, k, v, d_out, lse, delta, last].map(|m| m.view.clone()).to_vec();
-    (params.grad_offset, params.grad_stride) = place(dq);
-    let received = vec![k.clone(), v.clone()];
-    fabric.run(&Pass::new(Kind::Query, shape, device.class(), params, operands(dq), received))?;
-
-    (params.grad_offset, params.grad_stride) = place(dk);
-    (params.grad_v_offset, params.grad_v_stride) = place(dv);
-    let received = vec![q.clone(), d_out.clone(), lse.clone(), delta.clone()];
-    fabric.run(&Pass::new(Kind::KeyValue, shape, device.class(), params, operands(dk), received))
+    super::launch(device, kernel, &params, |_| groups, &[out, d_out, delta].map(|m| m.view.clone()))?;
+    fabric.run(&queries)?;
+    fabric.run(&keys)
 }
 
 fn place(m: &Matrix) -> (u32, u32) {
@@ -413,6 +400,16 @@ impl Attention {
             }
         }
         Ok(())
+    }
+
+    /// What the gradient kernels share, from `q, k, v, d_out` and `lse, delta`.
+    fn gradient_params(&self, [q, k, v, d_out]: [&Matrix; 4], [lse, delta]: [&Matrix; 2]) -> Result<AttentionParams> {
+        if place(lse) != place(delta) {
+            return Err(DeviceError::Usage("attention: lse and delta must have one offset and one stride".into()));
+        }
+        let mut params = self.params(q, k, v, lse);
+        (params.o_offset, params.o_stride) = place(d_out);
+        Ok(params)
     }
 
     /// Everything but what belongs to one kernel or one launch.

@@ -1,8 +1,8 @@
 //! One of the three stepwise kernels with its operands, ready for a fabric: blocks, steps, and what a tile receives when.
 //! It knows the route; it must never know the arithmetic.
 
-use super::{Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, variant_for};
-use crate::device::{Buffer, Class, Device, Kernel, Launch, Result, Variant, View};
+use super::{Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, place, variant_for};
+use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Launch, Result, Variant, View};
 use crate::program::Matrix;
 use crate::program::schedule::{Block, Round, Source, Stepwise};
 
@@ -18,7 +18,7 @@ pub(super) enum Kind {
 }
 
 /// A stepwise kernel and its operands.
-pub(super) struct Pass<'a> {
+pub struct Pass<'a> {
     kind: Kind,
     kernel: &'static Kernel,
     variant: &'static Variant,
@@ -30,13 +30,82 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(
+    /// The forward pass, with the operands of [`forward`](super::forward), as a device of a class runs it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] for a shape that is none or matrices that do not have it.
+    pub fn forward(
+        class: Class,
+        shape: &'a Attention,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        out: &Matrix,
+        lse: &Matrix,
+    ) -> Result<Pass<'a>> {
+        shape.check(&[q, out], &[k, v], &[lse])?;
+        let mut params = shape.params(q, k, v, lse);
+        (params.o_offset, params.o_stride) = place(out);
+        Ok(Pass::new(Kind::Forward, shape, class, params, &[q, k, v, out, lse], &[k, v]))
+    }
+
+    /// The gradient of the queries, with operands of [`backward`](super::backward).
+    ///
+    /// # Errors
+    /// As [`Pass::forward`].
+    #[allow(clippy::too_many_arguments)] // the operands of the formula, in its order
+    pub fn backward_query(
+        class: Class,
+        shape: &'a Attention,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        d_out: &Matrix,
+        lse: &Matrix,
+        delta: &Matrix,
+        dq: &Matrix,
+    ) -> Result<Pass<'a>> {
+        shape.check(&[q, d_out, dq], &[k, v], &[lse, delta])?;
+        let mut params = shape.gradient_params([q, k, v, d_out], [lse, delta])?;
+        (params.grad_offset, params.grad_stride) = place(dq);
+        Ok(Pass::new(Kind::Query, shape, class, params, &[q, k, v, d_out, lse, delta, dq], &[k, v]))
+    }
+
+    /// The gradients of keys and values, with operands of [`backward`](super::backward).
+    ///
+    /// # Errors
+    /// As [`Pass::forward`].
+    #[allow(clippy::too_many_arguments)] // the operands of the formula, in its order
+    pub fn backward_key_value(
+        class: Class,
+        shape: &'a Attention,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        d_out: &Matrix,
+        lse: &Matrix,
+        delta: &Matrix,
+        dk: &Matrix,
+        dv: &Matrix,
+    ) -> Result<Pass<'a>> {
+        shape.check(&[q, d_out], &[k, v, dk, dv], &[lse, delta])?;
+        if !dk.view.is_same(&dv.view) {
+            return Err(DeviceError::Usage("attention: dk and dv must be slices of one view".into()));
+        }
+        let mut params = shape.gradient_params([q, k, v, d_out], [lse, delta])?;
+        (params.grad_offset, params.grad_stride) = place(dk);
+        (params.grad_v_offset, params.grad_v_stride) = place(dv);
+        let operands = [q, k, v, d_out, lse, delta, dk];
+        Ok(Pass::new(Kind::KeyValue, shape, class, params, &operands, &[q, d_out, lse, delta]))
+    }
+
+    fn new(
         kind: Kind,
         shape: &'a Attention,
         class: Class,
         mut params: AttentionParams,
-        views: Vec<View>,
-        received: Vec<Matrix>,
+        operands: &[&Matrix],
+        received: &[&Matrix],
     ) -> Self {
         let kernel = match kind {
             Kind::Forward => &FORWARD.kernel,
@@ -45,7 +114,14 @@ impl<'a> Pass<'a> {
         };
         let variant = variant_for(kernel, class, shape.head_size);
         (params.own_blocks, params.steps) = extent(kind, shape, &params, variant);
+        let views = operands.iter().map(|m| m.view.clone()).collect();
+        let received = received.iter().map(|&m| m.clone()).collect();
         Pass { kind, kernel, variant, shape, params, views, received }
+    }
+
+    /// Rows that stay on a tile, and rows of a block that it receives.
+    pub fn block_rows(&self) -> (usize, usize) {
+        (self.variant.get("ROWS") as usize, self.cols())
     }
 
     /// Bindings that inboxes replace, in the order of the operands.
@@ -62,7 +138,7 @@ impl<'a> Pass<'a> {
 
     /// The first row and the rows of what a tile receives at a step, and which head of it.
     fn arrival(&self, block: usize, head: usize, step: usize) -> Option<(usize, usize, usize)> {
-        let (rows, cols) = (self.variant.get("ROWS") as usize, self.cols());
+        let (rows, cols) = self.block_rows();
         if self.kind == Kind::KeyValue {
             let blocks = self.shape.query_len.div_ceil(cols);
             let at = self.params.near(block * rows, cols) + step % blocks;

@@ -4,11 +4,15 @@
 //! the number of threads, except on its special paths for thin or tiny operands. So the contraction is cut into chunks of
 //! [`PANEL_ROWS`], operands that would take a special path are first widened by zeros, and the work is shared out here:
 //! then equal bits come of any partition of the result, of whole launches and of single tiles.
+//!
+//! A result of one row whose operands both have k along their rows, which is every linear layer of a model that writes text,
+//! reads each weight once: that takes as long as the memory does, and is done by [`dot`] in an order of its own.
 
 use std::cell::RefCell;
 
 use super::{MatmulParams, PANEL_ROWS};
 use crate::device::Args;
+use crate::program::vector;
 
 /// Elements of the result times depth below which a second thread costs more than it saves.
 const WORTH_SPLITTING: usize = 64 * 64 * 64;
@@ -84,12 +88,13 @@ pub fn product(args: &mut Args<'_, f32>) {
     let right = |base: usize| Operand { data: &b[base..], down: b_down, right: b_right };
     let bias = (p.bias == 1).then(|| &bias[p.bias_base as usize..]);
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    let lone = m == 1 && a_along && b_along;
     let threads = rayon::current_num_threads();
     if p.in_place == 1 {
         let c = &mut c[p.c_base as usize..];
         let target = Target::new(c, p.c_stride as usize, m, p.c_cols as usize);
         let (a, b) = (left(p.a_base as usize), right(p.b_base as usize));
-        let sum = Sum { depth: k, cols: n, add: p.accumulate == 1, bias, end: true };
+        let sum = Sum { depth: k, cols: n, add: p.accumulate == 1, bias, end: true, lone };
         return sum.share(target, 0, a, b, threads);
     }
     let depth = (p.last as usize * kb).min(k) - p.first as usize * kb;
@@ -101,7 +106,7 @@ pub fn product(args: &mut Args<'_, f32>) {
         let block = &mut c[p.c_base as usize + row * p.c_stride as usize + col..];
         let target = Target::new(block, p.c_stride as usize, tm.min(m - row), tn.min(p.c_cols as usize - col));
         let add = p.first > 0 || p.accumulate == 1;
-        Sum { depth, cols: n, add, bias, end: p.last == p.steps }.share(target, col, a, b, threads);
+        Sum { depth, cols: n, add, bias, end: p.last == p.steps, lone }.share(target, col, a, b, threads);
     }
 }
 
@@ -116,6 +121,8 @@ struct Sum<'a> {
     bias: Option<&'a [f32]>,
     /// True: the bias is added and the padding zeroed.
     end: bool,
+    /// True: the whole result is one row, and k runs along the rows of both operands.
+    lone: bool,
 }
 
 impl Sum<'_> {
@@ -146,9 +153,13 @@ impl Sum<'_> {
     /// One thread's part.
     fn compute(self, mut target: Target, col: usize, a: Operand<'_>, b: Operand<'_>) {
         let cols = target.cols.min(self.cols - col);
-        for k in (0..self.depth).step_by(PANEL_ROWS) {
-            let depth = PANEL_ROWS.min(self.depth - k);
-            chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
+        if self.lone {
+            dots(&mut target.row(0)[..cols], &a.data[..self.depth], b, self.add);
+        } else {
+            for k in (0..self.depth).step_by(PANEL_ROWS) {
+                let depth = PANEL_ROWS.min(self.depth - k);
+                chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
+            }
         }
         if !self.end || (self.bias.is_none() && cols == target.cols) {
             return;
@@ -161,6 +172,59 @@ impl Sum<'_> {
             padding.fill(0.0);
         }
     }
+}
+
+/// Sums that a dot product keeps side by side: lane l takes k = l, l + LANES and so on, ascending.
+const LANES: usize = 64;
+
+/// Adds to (or, for `add == false`, sets) a lone row: `c[j] (+)= a . column j of b`, chunk by chunk of the contraction, each
+/// column of `b` read in one go.
+fn dots(c: &mut [f32], a: &[f32], b: Operand<'_>, add: bool) {
+    vector::dispatch(
+        #[inline(always)]
+        || {
+            for (j, c) in c.iter_mut().enumerate() {
+                let b = &b.data[j * b.right..][..a.len()];
+                for (i, (a, b)) in a.chunks(PANEL_ROWS).zip(b.chunks(PANEL_ROWS)).enumerate() {
+                    let sum = dot(a, b);
+                    *c = if add || i > 0 { *c + sum } else { sum };
+                }
+            }
+        },
+    );
+}
+
+/// The order of additions is that of [`LANES`], which then meet in halves.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        lanes = add_products(lanes, a, b);
+    }
+    if !a_rest.is_empty() {
+        // Widened by zeros, so that no lane is ever picked by a number: then all of them stay in registers.
+        let widened = |rest: &[f32]| {
+            let mut wide = [0.0f32; LANES];
+            wide[..rest.len()].copy_from_slice(rest);
+            wide
+        };
+        lanes = add_products(lanes, &widened(a_rest), &widened(b_rest));
+    }
+    for half in [32, 16, 8, 4, 2, 1] {
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
+        }
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+fn add_products(mut lanes: [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    for l in 0..LANES {
+        lanes[l] = a[l].mul_add(b[l], lanes[l]);
+    }
+    lanes
 }
 
 thread_local! {

@@ -2,6 +2,8 @@
 //!
 //! A fault that cannot be run (an edit that does not compile) counts as missed: it proves nothing.
 
+use std::ops::Range;
+
 use super::schedules::{Play, fused, same_bits};
 use super::step::compare_step;
 use crate::device::{Access, Class, Device, Elem, Kernel};
@@ -31,18 +33,6 @@ impl Canary {
         };
         Canary { subject: subject.into(), fault: fault.into(), caught, by }
     }
-}
-
-/// Relative sizes at which an operand is altered, until one is seen.
-const SIZES: [(f32, &str); 3] = [(1.0 / 1024.0, "2^-10"), (1.0 / 32.0, "2^-5"), (1.0, "1")];
-
-/// Which element of an operand is altered.
-#[derive(Clone, Copy)]
-enum Place {
-    Largest,
-    First,
-    Middle,
-    Every,
 }
 
 /// Faults in a program: its code (where it is WGSL), no launch, each operand, and each way a result can be wrong.
@@ -84,51 +74,90 @@ const OUTCOMES: [(&str, Spoil); 5] = [
 
 type Catch<'a> = &'a dyn Fn(&'static Kernel, Option<&Fault<'_>>) -> Result<Option<String>, String>;
 
+/// Which elements of an operand are altered.
+#[derive(Clone, Copy)]
+enum Place {
+    Largest,
+    First,
+    Middle,
+    Every,
+}
+
+/// An alteration of an operand.
+#[derive(Clone, Copy)]
+enum Wrong {
+    /// Floats by a relative size.
+    Float(Place, f32),
+    /// The first integer that differs from the one before it gets that one's value.
+    OneId,
+    /// Every integer gets the value of the one before it.
+    EveryId,
+}
+
+/// Alterations from the smallest on, one of which must be seen. Integers only take values of their neighbours: a list of
+/// indices stays in range and in order, so that what is tested is the comparison and not how a kernel ends on a wild index.
+fn wrongs(elem: Elem) -> Vec<(Wrong, String)> {
+    if elem == Elem::U32 {
+        return vec![
+            (Wrong::OneId, "one id that of its neighbour".into()),
+            (Wrong::EveryId, "every id that of its neighbour".into()),
+        ];
+    }
+    let sizes = [(1.0 / 1024.0, "2^-10"), (1.0 / 32.0, "2^-5"), (1.0, "its own size")];
+    let places = [
+        (Place::Largest, "the largest element"),
+        (Place::First, "the first element"),
+        (Place::Middle, "the middle element"),
+        (Place::Every, "every element"),
+    ];
+    let wrong = |(size, by)| places.map(|(place, what)| (Wrong::Float(place, size), format!("{what} off by {by}")));
+    sizes.into_iter().flat_map(wrong).collect()
+}
+
 fn wrong_operand(kernel: &'static Kernel, at: usize, elem: Elem, catch: Catch<'_>) -> Canary {
     let name = kernel.bindings[at].name;
-    for (size, said) in SIZES {
-        for place in [Place::Largest, Place::First, Place::Middle, Place::Every] {
-            let alter = |i: usize, words: &mut [u32]| {
-                if i == at {
-                    spoil(words, elem, place, size);
-                }
-            };
-            let how = match (elem, place) {
-                (Elem::U32, Place::Every) => "every id off by one".into(),
-                (Elem::U32, _) => "one id off by one".into(),
-                (Elem::F32, Place::Every) => format!("every element off by {said}"),
-                (Elem::F32, _) => format!("one element off by {said}"),
-            };
-            match catch(kernel, Some(&Fault::Operand(&alter))) {
-                Ok(None) => {}
-                found => return Canary::new(kernel.name, format!("{name}: {how}"), found),
+    for (wrong, said) in wrongs(elem) {
+        let alter = |i: usize, words: &mut [u32]| {
+            if i == at {
+                spoil(words, wrong);
             }
+        };
+        match catch(kernel, Some(&Fault::Operand(&alter))) {
+            Ok(None) => {}
+            found => return Canary::new(kernel.name, format!("{name}: {said}"), found),
         }
     }
     Canary::new(kernel.name, format!("{name}: any element"), Ok(None))
 }
 
-/// Makes an operand wrong: floats by a relative size, integers by one, downwards so that an index stays in range.
-fn spoil(words: &mut [u32], elem: Elem, place: Place, size: f32) {
-    let wrong = |word: u32| match elem {
-        Elem::U32 => word.checked_sub(1).unwrap_or(1),
-        Elem::F32 if f32::from_bits(word) == 0.0 => size.to_bits(),
-        Elem::F32 => (f32::from_bits(word) * (1.0 + size)).to_bits(),
-    };
-    let magnitude = |word: u32| match elem {
-        Elem::U32 => word as f32,
-        Elem::F32 => Some(f32::from_bits(word).abs()).filter(|x| x.is_finite()).unwrap_or(0.0),
-    };
-    let range = match place {
-        Place::Every => 0..words.len(),
-        Place::First => 0..1,
-        Place::Middle => words.len() / 2..words.len() / 2 + 1,
-        Place::Largest => {
-            let largest = (0..words.len()).max_by(|&a, &b| magnitude(words[a]).total_cmp(&magnitude(words[b])));
-            largest.map_or(0..0, |at| at..at + 1)
+fn spoil(words: &mut [u32], wrong: Wrong) {
+    match wrong {
+        Wrong::Float(place, size) => {
+            let range = range(words, place);
+            words[range].iter_mut().for_each(|word| *word = off_by(f32::from_bits(*word), size).to_bits());
         }
-    };
-    words[range].iter_mut().for_each(|word| *word = wrong(*word));
+        Wrong::OneId => {
+            if let Some(at) = (1..words.len()).find(|&at| words[at] != words[at - 1]) {
+                words[at] = words[at - 1];
+            }
+        }
+        Wrong::EveryId => words.copy_within(..words.len() - 1, 1),
+    }
+}
+
+fn off_by(x: f32, size: f32) -> f32 {
+    if x == 0.0 { size } else { x * (1.0 + size) }
+}
+
+fn range(words: &[u32], place: Place) -> Range<usize> {
+    let one = |at: usize| at..at + 1;
+    let magnitude = |at: &usize| Some(f32::from_bits(words[*at]).abs()).filter(|x| x.is_finite()).unwrap_or(0.0);
+    match place {
+        Place::Every => 0..words.len(),
+        Place::First => one(0),
+        Place::Middle => one(words.len() / 2),
+        Place::Largest => (0..words.len()).max_by(|a, b| magnitude(a).total_cmp(&magnitude(b))).map_or(0..0, one),
+    }
 }
 
 /// A copy of the program's kernel with its fault in the WGSL; `None` when the text to replace is not there. It lives as
@@ -143,11 +172,11 @@ fn edited(program: &Program) -> Option<&'static Kernel> {
 }
 
 /// Faults in the comparison of schedules: one bit, a missing element, two results that are both nothing.
-pub fn of_schedule(name: &str, device: &Device, play: Play) -> Vec<Canary> {
+pub fn of_schedule(name: &str, device: &Device, play: Play<'_>) -> Vec<Canary> {
     let subject = format!("{name}, superstep against fused");
     let fused = match fused(device, play) {
         Ok(fused) => fused,
-        Err(error) => return vec![Canary::new(&subject, "one bit", Err(error.to_string()))],
+        Err(error) => return vec![Canary::new(&subject, "one bit", Err(format!("{error:#}")))],
     };
     let middle = fused.len() / 2;
     let with = |x: f32| {

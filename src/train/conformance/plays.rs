@@ -9,12 +9,13 @@ use crate::program::schedule::Fabric;
 use crate::program::{Fill, Matrix};
 
 /// Every stepwise program with a play of it.
-pub fn plays() -> Vec<(&'static str, Play)> {
+pub fn plays() -> Vec<(&'static str, Play<'static>)> {
     vec![
-        ("matmul_nt", |fabric| product(fabric, Form::NT)),
-        ("matmul_nn", |fabric| product(fabric, Form::NN)),
-        ("matmul_tn", |fabric| product(fabric, Form::TN)),
-        ("attention", attend),
+        ("matmul_nt", &|fabric| Ok(product(fabric, Form::NT)?)),
+        ("matmul_nn", &|fabric| Ok(product(fabric, Form::NN)?)),
+        ("matmul_tn", &|fabric| Ok(product(fabric, Form::TN)?)),
+        ("attention_forward", &|fabric| Ok(attend(fabric)?.0)),
+        ("attention_backward", &|fabric| Ok(attend(fabric)?.1)),
     ]
 }
 
@@ -35,8 +36,8 @@ fn product(fabric: &Fabric, form: Form) -> Result<Vec<f32>> {
     c.download(device)
 }
 
-/// Causal attention with grouped heads, forward and backward: every output of both.
-fn attend(fabric: &Fabric) -> Result<Vec<f32>> {
+/// Causal attention with grouped heads: every output of the forward pass, and every one of the backward pass after it.
+fn attend(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>)> {
     let shape = Attention {
         batch: 2,
         query_heads: 4,
@@ -61,11 +62,10 @@ fn attend(fabric: &Fabric) -> Result<Vec<f32>> {
     let (dk, dv) = (both.columns(0, narrow), both.columns(narrow, narrow));
     attention::forward(fabric, &shape, &q, &k, &v, &out, &lse)?;
     attention::backward(fabric, &shape, &q, &k, &v, &out, &lse, &d_out, &delta, &dq, &dk, &dv)?;
-    let mut outcome = Vec::new();
-    for matrix in [&out, &lse, &dq, &both] {
-        outcome.extend(matrix.download(device)?);
-    }
-    Ok(outcome)
+    let outputs = |matrices: &[&Matrix]| -> Result<Vec<f32>> {
+        Ok(matrices.iter().map(|matrix| matrix.download(device)).collect::<Result<Vec<_>>>()?.concat())
+    };
+    Ok((outputs(&[&out, &lse])?, outputs(&[&delta, &dq, &both])?))
 }
 
 fn filled(device: &Device, seed: u64, rows: usize, cols: usize) -> Result<Matrix> {

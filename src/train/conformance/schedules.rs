@@ -1,30 +1,32 @@
 //! Superstep against fused: one stepwise program, played on the same device by both schedules, on several grids of tiles,
-//! must give equal bits. Knows two fabrics and lists of floats; what a program computes is its own affair.
+//! must give equal bits, and so must a whole training step. Knows two fabrics and lists of floats; what a program computes
+//! is its own affair.
 
 use super::{Part, Row};
-use crate::device::{Device, Result};
+use crate::device::Device;
 use crate::program::schedule::{Fabric, Schedule};
 use crate::wafer::Wafer;
 
 /// Runs one program on a fabric, on inputs of its own, and gives every output.
-pub type Play = fn(&Fabric) -> Result<Vec<f32>>;
+pub type Play<'a> = &'a dyn Fn(&Fabric) -> anyhow::Result<Vec<f32>>;
 
 /// Grids of tiles (width, height): one tile that plays all, a small one of unequal sides, one larger than the program.
 const GRIDS: [(u32, u32); 3] = [(1, 1), (2, 3), (9, 7)];
 
 /// Plays a program fused, then in supersteps on each grid, and compares the bits.
-pub fn compare_schedules(name: &str, device: &Device, play: Play) -> Row {
+pub fn compare_schedules(name: &str, device: &Device, play: Play<'_>) -> Row {
     compare(device, play).map_or_else(
-        |error| Row::failed(Part::Schedule, name, error),
+        |error| Row::failed(Part::Schedule, name, format!("{error:#}")),
         |(elements, fault)| {
             let worst = if fault.is_some() { f64::INFINITY } else { 0.0 };
-            let place = fault.unwrap_or_else(|| "equal bits".into());
+            let grids = GRIDS.map(|(width, height)| format!("{width} x {height}")).join(", ");
+            let place = fault.unwrap_or_else(|| format!("equal bits on {grids} tiles"));
             Row::new(Part::Schedule, name, GRIDS.len(), elements, worst, place)
         },
     )
 }
 
-fn compare(device: &Device, play: Play) -> Result<(usize, Option<String>)> {
+fn compare(device: &Device, play: Play<'_>) -> anyhow::Result<(usize, Option<String>)> {
     let fused = fused(device, play)?;
     for (width, height) in GRIDS {
         let before = device.counters();
@@ -42,7 +44,7 @@ fn compare(device: &Device, play: Play) -> Result<(usize, Option<String>)> {
 }
 
 /// The outputs of a program played fused.
-pub(super) fn fused(device: &Device, play: Play) -> Result<Vec<f32>> {
+pub(super) fn fused(device: &Device, play: Play<'_>) -> anyhow::Result<Vec<f32>> {
     play(&Fabric::new(device.clone(), Schedule::Fused, Wafer::new(GRIDS[0].0, GRIDS[0].1)))
 }
 

@@ -1,26 +1,24 @@
 //! The tiny model whose whole training step is compared between devices: odd sizes, two micro-batches, biases, and gains
 //! and biases moved off 1 and 0 so that no term of a gradient vanishes. It must never know what the results are held to.
 
-use crate::device::Device;
 use crate::model::{Config, Micro, Recompute, Shape};
 use crate::program::cross_entropy::IGNORE;
 use crate::program::initial::{normal, word};
-use crate::program::schedule::Schedule;
+use crate::program::schedule::Fabric;
 use crate::store::{Placement, Role};
 use crate::train::step::{Gradients, SetupError};
 use crate::train::{Optimizer, Setup, Trainer};
-use crate::wafer::Wafer;
 
 const MODEL: &str = "layers = 2\nheads = 3\nd_model = 84\ncontext = 37\nvocab_size = 211\n";
 const SHAPE: Shape = Shape { batch: 2, seq_len: 37, micro_batches: 2 };
 const SEED: u64 = 20;
 
-/// Loss and every gradient of one step on a device, before any update.
+/// Loss and every gradient of one step, before any update, on the device of a fabric, by its schedule and on its grid.
 ///
 /// # Errors
 /// What the device says.
-pub fn step(device: &Device) -> Result<Gradients, SetupError> {
-    let mut trainer = Trainer::new(device.clone(), setup())?;
+pub fn step(fabric: &Fabric) -> Result<Gradients, SetupError> {
+    let mut trainer = Trainer::new(fabric.device().clone(), setup(fabric))?;
     for tensor in 0..trainer.store().tensors().len() {
         let mut weights = trainer.store().read(tensor, Role::Weight)?;
         for (i, w) in weights.iter_mut().enumerate() {
@@ -31,13 +29,13 @@ pub fn step(device: &Device) -> Result<Gradients, SetupError> {
     Ok(trainer.gradients(&batches())?)
 }
 
-fn setup() -> Setup {
+fn setup(fabric: &Fabric) -> Setup {
     Setup {
         model: Config::parse("tiny", MODEL).expect("the tiny model is a model"),
         shape: SHAPE,
         seed: SEED,
-        schedule: Schedule::Fused,
-        wafer: Wafer::new(8, 8),
+        schedule: fabric.schedule(),
+        wafer: fabric.wafer(),
         placement: Placement::Resident,
         device_memory: None,
         recompute: Recompute::None,

@@ -1,0 +1,200 @@
+//! What a program costs the fabric, in closed form: predicted from shapes alone, held against what a device counts. It
+//! must never walk a schedule: a prediction that repeats what it predicts proves nothing.
+
+use super::Wafer;
+
+/// What a run of a program costs the fabric, in closed form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Launches.
+    pub dispatches: u64,
+    /// Blocks delivered into inboxes.
+    pub messages: u64,
+    /// Bytes of those blocks.
+    pub exchanged_bytes: u64,
+}
+
+/// The blocks of a product `C[m, n] = sum over k`, as a tile program cuts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// Rows of C, and of a block of it.
+    pub m: (u64, u64),
+    /// Columns of C, and of a block of it.
+    pub n: (u64, u64),
+    /// Depth of the contraction, and of one step.
+    pub k: (u64, u64),
+    /// f32 elements of A and of B that travel: each once, with the padding that is moved along.
+    pub elements: (u64, u64),
+}
+
+impl Product {
+    /// Rows of blocks, columns of blocks, steps.
+    pub fn blocks(&self) -> (u64, u64, u64) {
+        let count = |(total, block): (u64, u64)| total.div_ceil(block);
+        (count(self.m), count(self.n), count(self.k))
+    }
+
+    /// The cost of one dispatch over all blocks and steps, operands read in place.
+    pub fn fused(&self) -> Cost {
+        Cost { dispatches: 1, ..Cost::default() }
+    }
+
+    /// The cost in supersteps: A broadcast along rows, so that each of its elements reaches every column of blocks, and
+    /// B along columns, so that each of its elements reaches every row of blocks.
+    pub fn superstep(&self, wafer: &Wafer) -> Cost {
+        let (rows, cols, steps) = self.blocks();
+        Cost {
+            dispatches: wafer.round_count(rows, cols) * steps,
+            messages: 2 * rows * cols * steps,
+            exchanged_bytes: 4 * (cols * self.elements.0 + rows * self.elements.1),
+        }
+    }
+}
+
+/// The blocks of an attention, as a tile program cuts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention {
+    /// Sequences.
+    pub batch: u64,
+    /// Heads of the queries, and of keys and values.
+    pub heads: (u64, u64),
+    /// Columns of a head.
+    pub head_size: u64,
+    /// Queries of a sequence.
+    pub query_len: u64,
+    /// Keys and values of a sequence.
+    pub key_value_len: u64,
+    /// Position of the first query; keys start at position 0.
+    pub query_start: u64,
+    /// Whether a query sees only keys at its position and before.
+    pub causal: bool,
+    /// Rows that stay on a tile, and rows of a block that it receives.
+    pub rows: (u64, u64),
+}
+
+impl Attention {
+    /// The cost of one dispatch over all blocks and steps, operands read in place.
+    pub fn fused(&self) -> Cost {
+        Cost { dispatches: 1, ..Cost::default() }
+    }
+
+    /// The cost in supersteps where queries stay (forward, gradient of the queries): of keys and of values, a tile
+    /// receives each that its last query sees, once.
+    pub fn queries_stay(&self, wafer: &Wafer) -> Cost {
+        let (own, block) = self.rows;
+        let seen = |queries: u64| match self.causal {
+            true => self.key_value_len.min(self.query_start + queries),
+            false => self.key_value_len,
+        };
+        let tiles = self.query_len.div_ceil(own);
+        let keys = (1..=tiles).map(|tile| seen(self.query_len.min(tile * own)));
+        let blocks: u64 = keys.clone().map(|keys| keys.div_ceil(block)).sum();
+        let columns = self.batch * self.heads.0;
+        Cost {
+            dispatches: wafer.round_count(self.batch * tiles, self.heads.0) * seen(self.query_len).div_ceil(block),
+            messages: 2 * columns * blocks,
+            exchanged_bytes: 4 * 2 * self.head_size * columns * keys.sum::<u64>(),
+        }
+    }
+
+    /// The cost in supersteps where keys and values stay (their gradients): for each query head of its group, a tile
+    /// receives the queries, their output gradients and two scalars of each, from the block of the first query that sees
+    /// one of its keys to the last.
+    pub fn keys_stay(&self, wafer: &Wafer) -> Cost {
+        let (own, block) = self.rows;
+        let tiles = self.key_value_len.div_ceil(own);
+        let blind = |first_key: u64| if self.causal { first_key.saturating_sub(self.query_start) / block } else { 0 };
+        let queries = (0..tiles).map(|tile| self.query_len.saturating_sub(blind(tile * own) * block));
+        let blocks: u64 = queries.clone().map(|queries| queries.div_ceil(block)).sum();
+        let (group, columns) = (self.heads.0 / self.heads.1, self.batch * self.heads.0);
+        let steps = group * self.query_len.div_ceil(block);
+        Cost {
+            dispatches: wafer.round_count(self.batch * tiles, self.heads.1) * steps,
+            messages: 4 * columns * blocks,
+            exchanged_bytes: 4 * (2 * self.head_size + 2) * columns * queries.sum::<u64>(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a query sees a key.
+    fn sees(of: &Attention, query: u64, key: u64) -> bool {
+        !of.causal || key <= of.query_start + query
+    }
+
+    /// Blocks and rows of the other side that each tile must receive, from the pairs of query and key themselves: whole
+    /// blocks where `whole`, else only up to the last row that is needed.
+    fn needed(
+        of: &Attention,
+        (own_len, other_len): (u64, u64),
+        whole: bool,
+        pair: impl Fn(u64, u64) -> bool,
+    ) -> (u64, u64) {
+        let (own, block) = of.rows;
+        let (mut blocks, mut rows) = (0, 0);
+        for tile in 0..own_len.div_ceil(own) {
+            let used = |other: u64| (tile * own..own_len.min((tile + 1) * own)).any(|row| pair(row, other));
+            for first in (0..other_len).step_by(block as usize) {
+                let end = other_len.min(first + block);
+                let live = if whole {
+                    (first..end).any(used) as u64 * (end - first)
+                } else {
+                    (first..end).filter(|&o| used(o)).count() as u64
+                };
+                (blocks, rows) = (blocks + u64::from(live > 0), rows + live);
+            }
+        }
+        (blocks, rows)
+    }
+
+    #[test]
+    fn attention_moves_what_its_pairs_need() {
+        let base = Attention {
+            batch: 2,
+            heads: (6, 2),
+            head_size: 5,
+            query_len: 37,
+            key_value_len: 37,
+            query_start: 0,
+            causal: true,
+            rows: (8, 6),
+        };
+        let shapes = [
+            base,
+            Attention { query_len: 21, query_start: 50, key_value_len: 71, ..base },
+            Attention { query_start: 3, key_value_len: 40, rows: (4, 16), ..base },
+            Attention { query_len: 13, key_value_len: 50, causal: false, ..base },
+        ];
+        for of in shapes {
+            let wafer = Wafer::new(3, 2);
+            let (blocks, rows) = needed(&of, (of.query_len, of.key_value_len), false, |q, k| sees(&of, q, k));
+            let cost = of.queries_stay(&wafer);
+            assert_eq!((cost.messages, cost.exchanged_bytes), (12 * 2 * blocks, 12 * 2 * 5 * 4 * rows), "{of:?}");
+            let (blocks, rows) = needed(&of, (of.key_value_len, of.query_len), true, |k, q| sees(&of, q, k));
+            let cost = of.keys_stay(&wafer);
+            assert_eq!((cost.messages, cost.exchanged_bytes), (12 * 4 * blocks, 12 * 12 * 4 * rows), "{of:?}");
+        }
+    }
+
+    #[test]
+    fn a_dispatch_is_a_step_of_a_round() {
+        // 5 blocks of queries and of keys a sequence, 10 rows of blocks in all, on tiles of 2 rows by 3 columns.
+        let of = Attention {
+            batch: 2,
+            heads: (6, 2),
+            head_size: 5,
+            query_len: 37,
+            key_value_len: 37,
+            query_start: 0,
+            causal: true,
+            rows: (8, 6),
+        };
+        let wafer = Wafer::new(3, 2);
+        assert_eq!(of.queries_stay(&wafer).dispatches, 5 * 2 * 7);
+        assert_eq!(of.keys_stay(&wafer).dispatches, 5 * (3 * 7));
+        assert_eq!(of.fused(), Cost { dispatches: 1, messages: 0, exchanged_bytes: 0 });
+    }
+}

@@ -1,0 +1,115 @@
+//! The grid of tiles, who owns which block, and the rounds in which more blocks than tiles are played.
+
+/// A grid of tiles joined by a mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wafer {
+    /// Tiles along x.
+    pub width: u32,
+    /// Tiles along y.
+    pub height: u32,
+}
+
+/// SRAM of a WSE-2 tile in bytes.
+pub const WSE2_TILE_SRAM: u32 = 48 * 1024;
+
+/// A tile, by its place on the wafer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Column, from the left.
+    pub x: u32,
+    /// Row, from the top.
+    pub y: u32,
+}
+
+/// A link between two neighbours, in the direction of travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Link {
+    /// Where a block leaves.
+    pub from: Tile,
+    /// The neighbour it reaches.
+    pub to: Tile,
+}
+
+/// A rectangle of blocks whose tiles run together: block (i, j) with `first_row <= i < first_row + height` and
+/// `first_col <= j < first_col + width` is number `(i - first_row) * width + (j - first_col)` of the round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// First block row.
+    pub first_row: u32,
+    /// First block column.
+    pub first_col: u32,
+    /// Block rows.
+    pub height: u32,
+    /// Block columns.
+    pub width: u32,
+}
+
+impl Round {
+    /// Number of tiles that run.
+    pub fn tiles(&self) -> u32 {
+        self.height * self.width
+    }
+
+    /// The blocks (i, j) in the order of their numbers.
+    pub fn blocks(self) -> impl Iterator<Item = (u32, u32)> {
+        (0..self.tiles()).map(move |t| (self.first_row + t / self.width, self.first_col + t % self.width))
+    }
+}
+
+impl Wafer {
+    /// A wafer of `width x height` tiles with the SRAM of a WSE-2 tile.
+    ///
+    /// # Panics
+    /// For a width or a height of zero.
+    pub fn new(width: u32, height: u32) -> Wafer {
+        assert!(width > 0 && height > 0, "a wafer has tiles");
+        Wafer { width, height }
+    }
+
+    /// The tile that block (i, j) of any matrix lives on.
+    pub fn owner(&self, i: u32, j: u32) -> Tile {
+        Tile { x: j % self.width, y: i % self.height }
+    }
+
+    /// The rounds of a program of `rows x cols` blocks, row by row; no two blocks of a round share a tile.
+    pub fn rounds(self, rows: u32, cols: u32) -> impl Iterator<Item = Round> {
+        let (height, width) = (self.height as usize, self.width as usize);
+        (0..rows).step_by(height).flat_map(move |first_row| {
+            (0..cols).step_by(width).map(move |first_col| Round {
+                first_row,
+                first_col,
+                height: self.height.min(rows - first_row),
+                width: self.width.min(cols - first_col),
+            })
+        })
+    }
+
+    /// How many rounds there are.
+    pub fn round_count(&self, rows: u64, cols: u64) -> u64 {
+        rows.div_ceil(self.height.into()) * cols.div_ceil(self.width.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rounds_cover_each_block_once_and_no_tile_twice() {
+        for (wafer, rows, cols) in
+            [(Wafer::new(3, 2), 5, 7), (Wafer::new(1, 1), 2, 3), (Wafer::new(8, 8), 3, 2), (Wafer::new(2, 5), 0, 4)]
+        {
+            let mut seen = HashSet::new();
+            let mut count = 0;
+            for round in wafer.rounds(rows, cols) {
+                let tiles: HashSet<Tile> = round.blocks().map(|(i, j)| wafer.owner(i, j)).collect();
+                assert_eq!(tiles.len() as u32, round.tiles(), "{round:?} puts two blocks on a tile");
+                assert!(round.blocks().all(|block| seen.insert(block)), "{round:?} repeats a block");
+                count += 1;
+            }
+            assert_eq!(seen.len() as u32, rows * cols);
+            assert_eq!(count, wafer.round_count(rows.into(), cols.into()));
+        }
+    }
+}

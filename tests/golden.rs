@@ -1,0 +1,252 @@
+//! The model against PyTorch: logits, losses, gradients and the weights after ten steps of AdamW, tensor by tensor, on
+//! every device. tests/golden/make.py made the goldens and says what is in them.
+//!
+//! The yardstick is PyTorch's own f32: a device may lie four times as far from the f64 result as that does, plus the
+//! rounding of one store.
+
+use crate::rig;
+use gaufre::device::Device;
+use gaufre::model::{Config, Micro, Recompute, Shape};
+use gaufre::program::EPS;
+use gaufre::program::schedule::Schedule;
+use gaufre::store::{Placement, Role};
+use gaufre::train::{Optimizer, Setup, Trainer};
+use gaufre::wafer::Wafer;
+use safetensors::SafeTensors;
+
+const WIDE: &[u8] = include_bytes!("golden/wide.safetensors");
+const DEEP: &[u8] = include_bytes!("golden/deep.safetensors");
+const STEPS: u64 = 10;
+const LR: f32 = 1e-3;
+/// Tensors with more elements are kept as a sketch.
+const WHOLE: usize = 64;
+/// Sums of a sketch.
+const SUMS: usize = 64;
+
+/// What PyTorch said of one shape.
+struct Golden {
+    file: SafeTensors<'static>,
+    config: Config,
+    batch: usize,
+}
+
+/// One quantity of ours held against the golden.
+struct Row {
+    name: String,
+    error: f64,
+    allowed: f64,
+}
+
+impl Golden {
+    fn new(bytes: &'static [u8]) -> Golden {
+        let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
+        let about = header.metadata().clone().unwrap();
+        let keys = ["heads", "d_model", "layers", "context", "vocab_size"];
+        let text: String = keys.iter().map(|key| format!("{key} = {}\n", about[*key])).collect();
+        let config = Config::parse("golden", &text).unwrap();
+        Golden { file: SafeTensors::deserialize(bytes).unwrap(), config, batch: about["batch"].parse().unwrap() }
+    }
+
+    fn values(&self, name: &str) -> Vec<f64> {
+        let tensor = self.file.tensor(name).unwrap_or_else(|_| panic!("the golden has no {name}"));
+        bytemuck::pod_collect_to_vec(tensor.data())
+    }
+
+    /// Tokens of a step, counted from 0: rows of `context + 1`.
+    fn batch(&self, step: u64) -> Micro {
+        let (context, vocabulary) = (self.config.context, self.config.vocab_size as u64);
+        let count = (self.batch * (context + 1)) as u64;
+        let ids: Vec<u32> = (0..count).map(|i| (mix(((1000 + step) << 32) + i) % vocabulary) as u32).collect();
+        let rows = ids.chunks(context + 1);
+        Micro {
+            inputs: rows.clone().flat_map(|row| &row[..context]).copied().collect(),
+            targets: rows.flat_map(|row| &row[1..]).copied().collect(),
+        }
+    }
+
+    /// A trainer with the weights that PyTorch began with.
+    fn trainer(&self, device: &Device) -> Trainer {
+        let shape = Shape { batch: self.batch, seq_len: self.config.context, micro_batches: 1 };
+        let setup = Setup {
+            model: self.config.clone(),
+            shape,
+            seed: 0,
+            schedule: Schedule::Fused,
+            wafer: Wafer::new(8, 8),
+            placement: Placement::Resident,
+            device_memory: None,
+            recompute: Recompute::Auto,
+            optimizer: Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 },
+        };
+        let mut trainer = Trainer::new(device.clone(), setup).unwrap();
+        for number in 0..trainer.store().tensors().len() {
+            let tensor = trainer.store().tensors()[number].clone();
+            let gain = tensor.name.contains("ln_") && tensor.name.ends_with("weight");
+            let (scale, around) = if tensor.vector { (0.5, f64::from(u8::from(gain))) } else { (0.25, 0.0) };
+            let value = |i: usize| (around + scale * noise(number as u64, i as u64)) as f32;
+            let values: Vec<f32> = (0..tensor.rows * tensor.cols).map(value).collect();
+            trainer.store().write(number, Role::Weight, &values).unwrap();
+        }
+        trainer
+    }
+
+    /// Holds a quantity against the golden. `size` is what the rounding of a store is relative to: its own norm, or that
+    /// of the tensor that it is a part of.
+    fn row(&self, name: &str, ours: &[f64], size: Option<f64>) -> Row {
+        let about = self.values(&format!("{name}/distance"));
+        let (yardstick, norm) = (about[0], about[1]);
+        let exact = self.values(name);
+        let error = if ours.len() > WHOLE {
+            let sums = sketch(ours);
+            distance(&sums, &exact) / (SUMS as f64).sqrt()
+        } else {
+            distance(ours, &exact)
+        };
+        Row { name: name.into(), error, allowed: 4.0 * yardstick + EPS * size.unwrap_or(norm) }
+    }
+
+    /// A tensor, or the query, key and value parts of a bias. The gradient of the key part is zero in exact arithmetic:
+    /// it is compared absolutely, as a part of the whole. What AdamW makes of such a gradient is noise over noise, so the
+    /// key part after some steps says nothing, and nothing depends on it.
+    fn tensor(&self, what: &str, name: &str, ours: &[f64], rows: &mut Vec<Row>) {
+        if !name.ends_with("c_attn.bias") {
+            rows.push(self.row(&format!("{what}/{name}"), ours, None));
+            return;
+        }
+        let size = ours.iter().map(|x| x * x).sum::<f64>().sqrt();
+        for (part, third) in ["q", "k", "v"].iter().zip(ours.chunks(ours.len() / 3)) {
+            if what == "gradient" || *part != "k" {
+                rows.push(self.row(&format!("{what}/{name}.{part}"), third, Some(size)));
+            }
+        }
+    }
+
+    /// Everything that is compared.
+    fn rows(&self, device: &Device) -> Vec<Row> {
+        let mut trainer = self.trainer(device);
+        let mut rows = vec![self.row("logits", &logits(&mut trainer, &self.batch(0)), None)];
+        for (name, gradient) in trainer.gradients(&[self.batch(0)]).unwrap().gradients {
+            self.tensor("gradient", &name, &gradient, &mut rows);
+        }
+        let mut losses = Vec::new();
+        let mut norms = Vec::new();
+        for step in 0..STEPS {
+            let result = trainer.step(step + 1, LR, &[self.batch(step)]).unwrap();
+            losses.push(result.loss.into());
+            norms.push(result.grad_norm.into());
+        }
+        rows.push(self.row("loss", &losses, None));
+        rows.push(self.row("grad_norm", &norms, None));
+        for number in 0..trainer.store().tensors().len() {
+            let name = trainer.store().tensors()[number].name.clone();
+            let weight = trainer.store().read_f64(number, Role::Weight).unwrap();
+            self.tensor("weight", &name, &weight, &mut rows);
+        }
+        rows
+    }
+}
+
+/// All logits of a micro-batch, row by row.
+fn logits(trainer: &mut Trainer, batch: &Micro) -> Vec<f64> {
+    let (device, vocabulary) = (trainer.device().clone(), trainer.model().config().vocab_size);
+    let mut all = vec![f64::NAN; batch.inputs.len() * vocabulary];
+    let mut take = |_: usize, first: usize, chunk: &gaufre::program::Matrix| {
+        let values = chunk.download_f64(&device)?;
+        for (row, values) in all.chunks_mut(vocabulary).zip(values.chunks(chunk.cols)) {
+            row[first..first + chunk.cols].copy_from_slice(values);
+        }
+        Ok(())
+    };
+    trainer.logits(std::slice::from_ref(batch), &mut take).unwrap();
+    all
+}
+
+/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+/// A multiple of 2^-12 in -1/2 .. 1/2.
+fn noise(key: u64, index: u64) -> f64 {
+    (mix((key << 32) + index) >> 52) as f64 / 4096.0 - 0.5
+}
+
+/// 64 sums of all elements, each with its own signs.
+fn sketch(values: &[f64]) -> Vec<f64> {
+    let mut sums = vec![0.0; SUMS];
+    for (i, x) in values.iter().enumerate() {
+        let bits = mix((0xffff << 32) + i as u64);
+        for (k, sum) in sums.iter_mut().enumerate() {
+            *sum += if bits >> k & 1 == 1 { *x } else { -x };
+        }
+    }
+    sums
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt()
+}
+
+/// Every quantity of the golden was compared, and lies within what is allowed.
+fn assert_within(golden: &Golden, rows: &[Row], what: &str) {
+    let keys = golden.config.layers;
+    let quantities = golden.file.len() / 2;
+    assert_eq!(rows.len(), quantities - keys, "{what}: all but the key parts after the steps");
+    let worst = rows.iter().max_by(|a, b| (a.error / a.allowed).total_cmp(&(b.error / b.allowed))).unwrap();
+    println!(
+        "{what}: {} quantities, worst {} at {:.2} of its bound",
+        rows.len(),
+        worst.name,
+        worst.error / worst.allowed
+    );
+    let bad: Vec<String> = rows
+        .iter()
+        .filter(|row| !(row.error <= row.allowed))
+        .map(|row| format!("{}: {:e} from PyTorch's f64, {:e} allowed", row.name, row.error, row.allowed))
+        .collect();
+    assert!(bad.is_empty(), "{what}:\n{}", bad.join("\n"));
+}
+
+#[test]
+fn every_device_agrees_with_pytorch() {
+    for device in rig::devices("every_device_agrees_with_pytorch") {
+        for (name, bytes) in [("wide", WIDE), ("deep", DEEP)] {
+            let golden = Golden::new(bytes);
+            assert_within(&golden, &golden.rows(&device), &format!("{} {name}", device.name()));
+        }
+    }
+}
+
+/// In f64 the two agree to far less than one rounding of f32, which is what the oracle's parameters (epsilon, the scale of
+/// attention) still have: what is computed is the same function, not a near one.
+#[test]
+fn the_oracle_is_pytorch_in_f64() {
+    let device = Device::oracle().unwrap();
+    for bytes in [WIDE, DEEP] {
+        let golden = Golden::new(bytes);
+        let mut trainer = golden.trainer(&device);
+        let error = golden.row("logits", &logits(&mut trainer, &golden.batch(0)), None).error;
+        let size = golden.values("logits/distance")[1];
+        assert!(error <= EPS * size, "logits: {error:e} of {size:e}");
+    }
+}
+
+/// The comparison goes red when one weight in a thousand is a thousandth off, and on NaN.
+#[test]
+fn a_planted_fault_is_found() {
+    let golden = Golden::new(DEEP);
+    let mut trainer = golden.trainer(&Device::host(2).unwrap());
+    let mut ours = logits(&mut trainer, &golden.batch(0));
+    let good = golden.row("logits", &ours, None);
+    assert!(good.error <= good.allowed);
+    ours.iter_mut().step_by(1000).for_each(|x| *x *= 1.001);
+    let bad = golden.row("logits", &ours, None);
+    assert!(bad.error > 10.0 * bad.allowed, "{:e} {:e}", bad.error, bad.allowed);
+    ours[7] = f64::NAN;
+    let bad = golden.row("logits", &ours, None);
+    assert!(!(bad.error <= bad.allowed));
+}
