@@ -20,7 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => include_str!("04_train_text.rs").to_owned(),
     };
     let tokenizer = Tokenizer::characters(&text);
-    let tokens = Tokens::from(tokenizer.encode(&text)?);
+    let ids = tokenizer.encode(&text)?;
+    let tokens = ids.clone().into();
     let shape = Shape { batch: 8, seq_len: 32, micro_batches: 1 };
     let batches = Batches::new(&tokens, shape.into(), Order::Shuffled, 1);
 
@@ -41,9 +42,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Equal seeds write equal text.
     let options = Sampling { temperature: 0.5, top_k: None, top_p: None, seed: 1 };
     let mut model = trainer.live()?;
-    let mut generation = Generation::new(&mut model, &tokens.to_vec()[..8], options);
+    let mut generation = Generation::new(&mut model, &ids[..8], options);
     let written = (0..160).map(|_| generation.token()).collect::<Result<Vec<u32>, _>>()?;
-    println!("---\n{}{}\n---", tokenizer.decode(&tokens.to_vec()[..8])?, tokenizer.decode(&written)?);
+    println!("---\n{}{}\n---", tokenizer.decode(&ids[..8])?, tokenizer.decode(&written)?);
 
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     // Written so that NaN fails.

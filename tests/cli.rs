@@ -279,7 +279,7 @@ fn words_that_are_not_known() {
 #[test]
 fn a_folder_that_cannot_be_written_or_holds_a_run() {
     let desk = Desk::new();
-    has(&desk.train(1, &["--out", "text/run"]), &["--out", "text/run", "choose"]);
+    has(&desk.train(1, &["--out", "text/run"]), &["--out", "text/", "choose"]);
     fs::create_dir(desk.path("old")).unwrap();
     fs::write(desk.path("old/config.toml"), "precious").unwrap();
     has(&desk.train(1, &["--out", "old"]), &["--out old", "holds a run"]);

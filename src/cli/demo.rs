@@ -16,7 +16,7 @@ const LR: f64 = 2e-3;
 /// The configuration with the demo's data, where no other was named, and with the demo's values for what was not `given`.
 /// An error says what to name.
 pub(super) fn fill(mut config: Config, given: &[String]) -> anyhow::Result<Config> {
-    if !config.data.is_empty() || config.model != MODEL {
+    if !config.data.is_empty() || config.model != MODEL || config.init.is_some() {
         return Ok(config);
     }
     let here = std::env::current_dir().unwrap_or_default();

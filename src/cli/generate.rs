@@ -76,10 +76,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Model::Run(folder) => folder.read_tokenizer()?,
         Model::Init(init) => Tokenizer::load(&init.tokenizer())?,
     };
-    let encode = |text| tokenizer.encode(text).map_err(|e| anyhow::Error::new(e).context("--prompt"));
-    let prompt = args.prompt.as_deref().map(encode).transpose()?;
+    let prompt = args.prompt.as_deref().map(|text| tokenizer.encode(text)).transpose();
+    let prompt = prompt.map_err(|e| anyhow::Error::new(e).context("--prompt"))?;
     let device = Device::open(&args.device, args.threads)?;
     eprintln!("{}", report::device::line(&device));
+
     let mut saved = match &model {
         Model::Run(folder) => train::Saved::open(folder, device)?,
         Model::Init(init) => train::Saved::import(init, device)?,

@@ -63,12 +63,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap:
     };
     let verbs: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect();
     let command = verbs.iter().fold(Cli::command(), |all, verb| all.mut_subcommand(verb, |c| c.mut_args(takes_value)));
-    let found = command.try_get_matches_from(arguments)?;
-    let mut cli = Cli::from_arg_matches(&found)?;
-    if let (Verb::Train(args), Some((_, flags))) = (&mut cli.verb, found.subcommand()) {
-        args.note_typed(flags);
-    }
-    Ok(cli)
+    Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
 }
 
 /// Prints help where that was asked for; else one line that says what is wrong, with exit code 2.
@@ -103,9 +98,9 @@ impl Cli {
     /// What goes wrong, typed below and untyped here.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
-            Verb::Train(args) => train::run(&args),
             Verb::Prepare(args) => prepare::run(&args),
             Verb::Tokenizer(args) => tokenizer::run(&args),
+            Verb::Train(args) => train::run(*args),
             Verb::Generate(args) => generate::run(&args),
             Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
             Verb::Inspect(args) => inspect::run(&args),

@@ -1,7 +1,6 @@
-//! `gaufre train`: trains a model on text and says how it goes, goes on with a run that stopped, and shows at the end what
-//! the model writes.
+//! `gaufre train`: trains a model on text and says how it goes; goes on with a run that stopped.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,90 +18,124 @@ use crate::report::tensorboard::TensorBoard;
 use crate::train::config::Config;
 use crate::train::folder::Folder;
 use crate::train::generate::Sampling;
-use crate::train::{self, Control, Summary};
+use crate::train::{self, Control};
 
 /// Exit code of a run that was interrupted and saved, as shells have it.
 const INTERRUPTED: u8 = 130;
 
 /// Flags of the verb: the configuration of a run, how it is steered, and what is only of this call.
 #[derive(clap::Args)]
-pub struct Args {
+struct Flags {
     /// TOML file with values of the flags below, under the same names; flags win
     #[arg(long = "config", value_name = "FILE", conflicts_with = "resume")]
     file: Option<PathBuf>,
+    /// Tokens of the sample that is written at the end; 0: none
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    sample_tokens: u64,
+    #[command(flatten)]
+    config: Config,
     /// Go on with the run in a folder; flags that change no result may be given anew
     #[arg(long, value_name = "RUN")]
     resume: Option<PathBuf>,
     /// Save and stop after N steps in all; the learning rate stays that of --steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     stop_after: Option<u64>,
-    /// Tokens of the sample that is written at the end; 0: none
-    #[arg(long, value_name = "N", default_value_t = 400)]
-    sample_tokens: u64,
-    #[command(flatten)]
-    config: Config,
-    /// Keys of the configuration that were typed rather than left at their defaults.
-    #[arg(skip)]
+}
+
+/// [`Flags`], and which of them a person typed.
+pub struct Args {
+    flags: Flags,
     typed: Vec<String>,
 }
 
-impl Args {
-    /// Keeps in mind which flags were typed.
-    pub(super) fn note_typed(&mut self, flags: &clap::ArgMatches) {
-        let typed = |id: &&clap::Id| flags.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-        self.typed = flags.ids().filter(typed).map(ToString::to_string).collect();
+impl clap::Args for Args {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        Flags::augment_args(command)
     }
 
-    /// Defaults, under the demo's values, under those of the file, under those that were typed.
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Flags::augment_args_for_update(command)
+    }
+}
+
+impl clap::FromArgMatches for Args {
+    fn from_arg_matches(found: &clap::ArgMatches) -> Result<Args, clap::Error> {
+        let typed = |id: &&clap::Id| found.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        let typed = found.ids().filter(typed).map(ToString::to_string).collect();
+        Ok(Args { flags: Flags::from_arg_matches(found)?, typed })
+    }
+
+    fn update_from_arg_matches(&mut self, found: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Args::from_arg_matches(found)?;
+        Ok(())
+    }
+}
+
+/// Trains; progress goes to standard error, the folder of the run to standard output.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.resolve()?;
+    let Flags { resume, stop_after, sample_tokens, .. } = args.flags;
+    let control = Control { stop: interrupts()?, stop_after, ..Control::default() };
+    let mut observer = (Progress::stderr(), (Metrics::default(), (TensorBoard::default(), Page::default())));
+    let summary = match resume {
+        None => train::start(&config, control, &mut observer)?,
+        Some(run) => train::resume(&run, &config, control, &mut observer)?,
+    };
+    let folder = summary.folder.as_path();
+    if !summary.stopped {
+        if sample_tokens > 0 {
+            say("\na sample of what it writes:\n")?;
+            sample(&config, folder, sample_tokens)?;
+        }
+        let (name, run) = (command(), folder.display());
+        say(&format!("\nthe run is in {run}; to have it write more:\n  {name} generate {run} --prompt \"fn \"\n"))?;
+    }
+    writeln!(std::io::stdout(), "{}", folder.display())?;
+    let interrupted = summary.stopped && control.stop.load(Ordering::Relaxed);
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+impl Args {
+    /// What was typed, over what the run or the file says, over the demo's values, over the defaults.
     fn resolve(&self) -> anyhow::Result<Config> {
-        let Some(path) = &self.file else { return demo::fill(self.config.clone(), &self.typed) };
-        let mut base = Config::read(path)?;
+        let (typed, flags) = (&self.typed, &self.flags);
+        if let Some(run) = &flags.resume {
+            let folder = Folder::open(run).context("--resume")?;
+            let moved = typed.iter().any(|key| key == "out");
+            ensure!(!moved, "--out: a run that goes on stays in its folder; leave it out");
+            return Ok(folder.read_config()?.overlaid(&flags.config, typed)?);
+        }
+        let Some(path) = &flags.file else { return demo::fill(flags.config.clone(), typed) };
+        let mut base = Config::read_part(path)?;
         // The file of a run names the run's own folder, which is taken: a run like it gets another.
         if base.out.as_deref() == path.parent() {
             base.out = None;
         }
         let keys = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
-        let given: Vec<String> = keys.into_iter().flatten().map(|(key, _)| key).chain(self.typed.clone()).collect();
-        demo::fill(base.overlaid(&self.config, &self.typed)?, &given)
-    }
-
-    /// Trains, from the start or from where a run stopped; with the configuration that holds.
-    fn train(&self, control: Control<'_>) -> anyhow::Result<(Config, Summary)> {
-        let mut observer = (Progress::stderr(), (Metrics::default(), (TensorBoard::default(), Page::default())));
-        let Some(run) = &self.resume else {
-            let config = self.resolve()?;
-            let summary = train::start(&config, control, &mut observer)?;
-            return Ok((config, summary));
-        };
-        let folder = Folder::open(run).context("--resume")?;
-        let out = self.typed.iter().any(|key| key == "out");
-        ensure!(!out, "--out: a run that goes on stays in its folder; leave it out");
-        let config = folder.read_config()?.overlaid(&self.config, &self.typed)?;
-        let summary = train::resume(run, &config, control, &mut observer)?;
-        Ok((config, summary))
+        let given: Vec<String> = keys.into_iter().flatten().map(|(key, _)| key).chain(typed.clone()).collect();
+        demo::fill(base.overlaid(&flags.config, typed)?, &given)
     }
 }
 
-/// Trains; progress goes to standard error, the folder of the run to standard output.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let control = Control { stop: interrupts()?, stop_after: args.stop_after, ..Control::default() };
-    let (config, summary) = args.train(control)?;
-    let folder = summary.folder.display();
-    let interrupted = summary.stopped && control.stop.load(Ordering::Relaxed);
-    if !summary.stopped {
-        if args.sample_tokens > 0 {
-            say("\na sample of what it writes:\n")?;
-            sample(&config, &summary.folder, args.sample_tokens)?;
-        }
-        let command = std::env::args().next().unwrap_or_else(|| "gaufre".into());
-        say(&format!(
-            "\n\nthe run is in {folder}; to have it write more:\n  {command} generate {folder} --prompt \"fn \"\n"
-        ))?;
-    }
-    if !std::io::stdout().is_terminal() {
-        writeln!(std::io::stdout(), "{folder}")?;
-    }
-    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+/// Says something to the person, beside what programs read.
+fn say(text: &str) -> Result<(), ReportError> {
+    let mut out = std::io::stderr();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|source| ReportError { path: "standard error".into(), source })
+}
+
+/// What to type to have this program.
+fn command() -> String {
+    std::env::args().next().unwrap_or_else(|| "gaufre".into())
+}
+
+fn sample(config: &Config, folder: &Path, tokens: u64) -> anyhow::Result<()> {
+    let options = Sampling { temperature: 0.8, top_k: None, top_p: None, seed: config.seed };
+    let device = Device::open(&config.device, config.threads)?;
+    let mut saved = train::Saved::open(&Folder::open(folder)?, device)?;
+    let prompt = saved.opening();
+    saved.sample(&prompt, tokens, options, &mut |text| say(text))?;
+    Ok(say("\n")?)
 }
 
 fn say(text: &str) -> Result<(), ReportError> {

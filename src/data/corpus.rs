@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::documents::{self, Reading};
-use super::files::Kind;
+use super::files::{self, Kind};
 use super::prepare::{Inputs, Plan};
 use super::tokens::{Piece, Tokens};
 use super::{DataError, Tokenizer, TokenizerKind, ids, shards};
@@ -61,31 +61,39 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The tokens of files and folders by a tokenizer that is there already, and the bytes of text they stand for.
+    /// The tokens of data of any kind by a tokenizer that is there already, and the bytes that they stand for.
     ///
     /// # Errors
     /// As [`Corpus::load`]; also where the tokenizer has no id for a character.
-    pub fn read(paths: &[PathBuf], tokenizer: &Tokenizer) -> Result<(Vec<u32>, u64), DataError> {
-        let (mut tokens, mut bytes) = (Vec::new(), 0);
-        for source in Inputs::find(&Plan::of(paths))?.train {
+    pub fn read(paths: &[PathBuf], tokenizer: &Tokenizer, field: &str) -> Result<(Tokens, u64), DataError> {
+        if let [folder] = paths
+            && shards::is_prepared(folder)
+        {
+            let (index, made_by, tokens) = shards::open(folder)?;
+            if made_by != *tokenizer {
+                let reason = "was made by another tokenizer than that of the run".into();
+                return Err(DataError::Prepared { path: folder.clone(), reason });
+            }
+            return Ok((tokens, index.source_bytes));
+        }
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        for source in files::find(paths)?.sources {
             if source.kind == Kind::Ids {
-                tokens.extend(Tokens::join(vec![Piece::Mapped(ids::open(&source.path, tokenizer)?)]).to_vec());
+                let piece = Piece::Mapped(ids::open(&source.path, tokenizer)?);
+                bytes += 2 * piece.len() as u64;
+                pieces.push(piece);
                 continue;
             }
-            let reading = Reading { field: "text", text: !tokenizer.takes_bytes() };
+            let mut all = Vec::new();
+            let reading = Reading { field, text: !tokenizer.takes_bytes() };
             documents::read(&source, reading, &mut |block| {
                 bytes += block.bytes.len() as u64;
-                if block.first && !tokens.is_empty() {
-                    tokens.extend(tokenizer.end_of_text());
-                }
-                match tokenizer.takes_bytes() {
-                    true => tokens.extend(block.bytes.iter().map(|b| u32::from(*b))),
-                    false => tokens.extend(tokenizer.encode(&String::from_utf8_lossy(&block.bytes))?),
-                }
+                all.extend(tokenizer.encode_bytes(&block.bytes)?);
                 Ok(())
             })?;
+            pieces.push(Piece::Memory(all));
         }
-        Ok((tokens, bytes))
+        Ok((Tokens::join(pieces), bytes))
     }
 
     fn prepared(request: &Request, folder: &Path) -> Result<Corpus, DataError> {

@@ -117,7 +117,7 @@ pub enum DataError {
         cure: String,
     },
     /// A folder that cannot be written.
-    #[error("cannot write {}: {source}; choose a folder that can be written and has room", path.display())]
+    #[error("cannot write {}: {source}; choose a folder that can be written and has room, with --out or --cache", path.display())]
     Write {
         /// Folder or file.
         path: PathBuf,

@@ -5,7 +5,6 @@
 mod batches;
 mod bpe;
 mod corpus;
-mod crc;
 mod documents;
 mod error;
 mod files;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use xxhash_rust::xxh3::Xxh3;
 
-use super::crc::Crc;
 use super::documents::{self, Block, Reading};
 use super::files::{self, Kind, Source};
 use super::shards::{self, Writer};
@@ -146,21 +146,21 @@ impl Inputs {
 
     /// A checksum of all that the prepared data follows from, but for the split.
     pub fn key(&self, plan: &Plan, tokenizer: &Tokenizer) -> Result<u64, DataError> {
-        let mut crc = Crc::new();
-        crc.update(&shards::VERSION.to_le_bytes());
-        crc.update(format!("{:?}{}", plan.separator, tokenizer.to_json()).as_bytes());
+        let mut hash = Xxh3::new();
+        hash.update(&shards::VERSION.to_le_bytes());
+        hash.update(format!("{:?}{}", plan.separator, tokenizer.to_json()).as_bytes());
         for (part, sources) in [&self.train, &self.validation].into_iter().enumerate() {
             for source in sources {
-                crc.update(&[part as u8, u8::from(source.kind == Kind::Ids)]);
+                hash.update(&[part as u8, u8::from(source.kind == Kind::Ids)]);
                 documents::read(source, plan.reading(false), &mut |block| {
-                    crc.update(&(block.bytes.len() as u64).to_le_bytes());
-                    crc.update(&[u8::from(block.first)]);
-                    crc.update(&block.bytes);
+                    hash.update(&(block.bytes.len() as u64).to_le_bytes());
+                    hash.update(&[u8::from(block.first)]);
+                    hash.update(&block.bytes);
                     Ok(())
                 })?;
             }
         }
-        Ok(crc.finish())
+        Ok(hash.digest())
     }
 
     /// Writes prepared data.
@@ -281,10 +281,7 @@ impl Run<'_> {
         let blocks = std::mem::take(&mut self.batch.blocks);
         self.source_bytes += std::mem::take(&mut self.batch.bytes) as u64;
         let tokenizer = self.tokenizer;
-        let encode = |block: &Block| match tokenizer.takes_bytes() {
-            true => Ok(block.bytes.iter().map(|b| u32::from(*b)).collect()),
-            false => tokenizer.encode(&String::from_utf8_lossy(&block.bytes)),
-        };
+        let encode = |block: &Block| tokenizer.encode_bytes(&block.bytes);
         let encoded: Vec<Vec<u32>> = blocks.par_iter().map(encode).collect::<Result<_, _>>()?;
         for (block, ids) in blocks.iter().zip(&encoded) {
             if block.first {

@@ -2,7 +2,7 @@
 //! are split, which tokenizer made them and what each file's checksum is. It must never know how text became ids.
 //!
 //! A shard is a header of 64 bytes and then ids of 16 or 32 bits, all little-endian: magic (8 bytes), version (u32), bytes
-//! of an id (u32), size of the vocabulary, number of ids, CRC-64 of the tokenizer's JSON, CRC-64 of the ids (u64 each),
+//! of an id (u32), size of the vocabulary, number of ids, XXH3 of the tokenizer's JSON, XXH3 of the ids (u64 each),
 //! and zeros. Each field also follows from the index, so that no bit of a file can change unnoticed.
 
 use std::fs::{self, File};
@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::crc::Crc;
 use super::tokens::{Mapped, Piece, Tokens, Width};
 use super::{DataError, Tokenizer};
 
@@ -45,7 +45,7 @@ pub(super) struct Index {
     pub source_bytes: u64,
     /// `byte`, `char` or `tokenizer.json`.
     tokenizer: String,
-    tokenizer_crc64: Sum,
+    tokenizer_xxh3: Sum,
     shards: Vec<Shard>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Index {
 struct Shard {
     file: String,
     tokens: usize,
-    crc64: Sum,
+    xxh3: Sum,
 }
 
 /// The index as a file: a checksum of its own stands beside it.
@@ -62,7 +62,7 @@ struct Shard {
 #[serde(deny_unknown_fields)]
 struct Sealed {
     index: Index,
-    crc64: Sum,
+    xxh3: Sum,
 }
 
 /// A checksum, written in hexadecimal: JSON's numbers need not hold 64 bits.
@@ -86,7 +86,7 @@ impl From<Sum> for String {
 
 impl Index {
     fn sum(&self) -> Sum {
-        Sum(Crc::of(&serde_json::to_vec(self).expect("an index is JSON")))
+        Sum(xxh3_64(&serde_json::to_vec(self).expect("an index is JSON")))
     }
 }
 
@@ -107,7 +107,7 @@ struct Open {
     path: PathBuf,
     file: BufWriter<File>,
     tokens: usize,
-    crc: Crc,
+    hash: Box<Xxh3>,
 }
 
 impl Writer {
@@ -133,7 +133,7 @@ impl Writer {
                 train_tokens: 0,
                 source_bytes: 0,
                 tokenizer: tokenizer.kind().into(),
-                tokenizer_crc64: Sum(Crc::of(json.as_bytes())),
+                tokenizer_xxh3: Sum(xxh3_64(json.as_bytes())),
                 shards: Vec::new(),
             },
             open: None,
@@ -160,7 +160,7 @@ impl Writer {
             let (now, later) = ids.split_at(ids.len().min(self.shard_tokens - open.tokens));
             self.bytes.clear();
             now.iter().for_each(|id| self.width.write(*id, &mut self.bytes));
-            open.crc.update(&self.bytes);
+            open.hash.update(&self.bytes);
             open.file.write_all(&self.bytes).map_err(unwritable(&open.path))?;
             open.tokens += now.len();
             self.index.tokens += now.len();
@@ -176,14 +176,14 @@ impl Writer {
         let path = self.part.join(name_of(self.index.shards.len()));
         let mut file = BufWriter::new(File::create(&path).map_err(unwritable(&path))?);
         file.write_all(&[0; HEADER]).map_err(unwritable(&path))?;
-        Ok(Open { path, file, tokens: 0, crc: Crc::new() })
+        Ok(Open { path, file, tokens: 0, hash: Box::new(Xxh3::new()) })
     }
 
     /// Closes the shard: its header is known now.
     fn end(&mut self) -> Result<(), DataError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let name = open.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let shard = Shard { file: name, tokens: open.tokens, crc64: Sum(open.crc.finish()) };
+        let shard = Shard { file: name, tokens: open.tokens, xxh3: Sum(open.hash.digest()) };
         let mut file = open.file;
         let header = header(&self.index, self.width, &shard);
         let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header)).and_then(|()| file.flush());
@@ -197,7 +197,7 @@ impl Writer {
     pub fn finish(mut self, about: impl FnOnce(&mut Index)) -> Result<(), DataError> {
         self.end()?;
         about(&mut self.index);
-        let sealed = Sealed { crc64: self.index.sum(), index: self.index.clone() };
+        let sealed = Sealed { xxh3: self.index.sum(), index: self.index.clone() };
         let text = serde_json::to_vec_pretty(&sealed).expect("an index is JSON");
         let path = self.part.join(INDEX);
         let write = || {
@@ -244,7 +244,7 @@ fn header(index: &Index, width: Width, shard: &Shard) -> [u8; HEADER] {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(index.version.to_le_bytes());
     bytes.extend((width.bytes() as u32).to_le_bytes());
-    for word in [index.vocab_size as u64, shard.tokens as u64, index.tokenizer_crc64.0, shard.crc64.0, 0, 0] {
+    for word in [index.vocab_size as u64, shard.tokens as u64, index.tokenizer_xxh3.0, shard.xxh3.0, 0, 0] {
         bytes.extend(word.to_le_bytes());
     }
     bytes.try_into().expect("the fields are 64 bytes")
@@ -263,7 +263,7 @@ pub(super) fn open(folder: &Path) -> Result<(Index, Tokenizer, Tokens), DataErro
     let wrong = |path: &Path, reason: String| DataError::Prepared { path: path.into(), reason };
     let path = folder.join(TOKENIZER);
     let json = fs::read_to_string(&path).map_err(|e| wrong(&path, e.to_string()))?;
-    if Sum(Crc::of(json.as_bytes())) != index.tokenizer_crc64 {
+    if Sum(xxh3_64(json.as_bytes())) != index.tokenizer_xxh3 {
         return Err(wrong(&path, "not the tokenizer that its index names".into()));
     }
     let tokenizer = Tokenizer::from_json(json).map_err(|e| wrong(&path, e))?;
@@ -291,8 +291,8 @@ fn read_index(path: &Path) -> Result<Index, DataError> {
     if version != VERSION {
         return Err(wrong(format!("version {version}; this is made for {VERSION}")));
     }
-    let Sealed { index, crc64 } = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    if index.sum() != crc64 {
+    let Sealed { index, xxh3 } = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    if index.sum() != xxh3 {
         return Err(wrong("its checksum does not fit; it was changed".into()));
     }
     // From here on the index is as this program, or one that took care to look like it, wrote it.
@@ -326,7 +326,7 @@ fn open_shard(path: &Path, index: &Index, shard: &Shard) -> Result<Mapped, DataE
     if found != header(index, width, shard) {
         return Err(wrong("its header is not what its index says".into()));
     }
-    if Crc::of(mapped.payload()) != shard.crc64.0 {
+    if xxh3_64(mapped.payload()) != shard.xxh3.0 {
         return Err(wrong("its checksum does not fit; a bit of it has changed".into()));
     }
     match mapped.beyond(index.vocab_size) {

@@ -161,6 +161,14 @@ impl Tokenizer {
         }
     }
 
+    /// The ids of bytes that are UTF-8, or of any where the tokenizer takes such.
+    pub(super) fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>, DataError> {
+        match &self.0 {
+            Vocabulary::Byte => Ok(bytes.iter().map(|b| u32::from(*b)).collect()),
+            _ => self.encode(&String::from_utf8_lossy(bytes)),
+        }
+    }
+
     /// The text of ids; bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors

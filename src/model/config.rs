@@ -9,7 +9,7 @@ use crate::program::gelu::Form;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Name of the preset or of the file.
+    /// Its own name, or that of the preset or of the file.
     #[serde(default)]
     pub name: String,
     /// Number of blocks.
@@ -93,8 +93,12 @@ impl Config {
     pub fn parse(name: &str, text: &str) -> Result<Config, ModelError> {
         let mut config: Config = toml::from_str(text)
             .map_err(|e| ModelError::Parse { name: name.into(), reason: e.message().replace('\n', " ") })?;
+        // A run folder keeps its model in a file of another name, and the model's own name in it.
         if config.name.is_empty() {
             config.name = name.into();
+        }
+        if config.name.contains(['/', '\\']) {
+            return Err(config.impossible("name", &config.name, "must have no / and no \\".into()));
         }
         config.validate()?;
         Ok(config)

@@ -58,9 +58,10 @@ pub struct Config {
     #[arg(long, value_name = "TEXT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
-    /// Folder that keeps text that was tokenised, for later runs; may be removed between runs
-    #[arg(long, value_name = "FOLDER", default_value = "runs/cache")]
-    pub cache: PathBuf,
+    /// Folder that keeps text that was tokenised, for later runs [default: gaufre-cache, beside the run]
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     /// Order in which the windows of the text are seen
     #[arg(long, value_name = "shuffled|sequential", default_value = "shuffled", value_parser = named::<Order>)]
     pub order: Order,
@@ -196,11 +197,21 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads a `config.toml`, whose values are those of the flags. It is not yet checked: flags may still be laid over it.
+    /// Reads a `config.toml`.
+    ///
+    /// # Errors
+    /// As [`Config::read_part`], and what [`Config::check`] finds.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let config = Config::read_part(path)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a file whose keys are those of `config.toml`, but over which flags may still be laid.
     ///
     /// # Errors
     /// [`ConfigError::File`] names the file, the line and what is near.
-    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+    pub fn read_part(path: &Path) -> Result<Config, ConfigError> {
         let failed = |reason: String| ConfigError::File { path: path.into(), reason };
         let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
         let at = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
@@ -240,6 +251,7 @@ impl Config {
 
     /// What is asked of the data.
     pub fn request(&self) -> Request {
+        let beside = self.out.as_deref().map_or(Some(Path::new("runs")), Path::parent).unwrap_or(Path::new(""));
         Request {
             plan: Plan {
                 data: self.data.clone(),
@@ -250,7 +262,7 @@ impl Config {
                 separator: self.separator.clone(),
             },
             tokenizer_chosen: self.tokenizer.is_some(),
-            cache: self.cache.clone(),
+            cache: self.cache.clone().unwrap_or_else(|| beside.join("gaufre-cache")),
         }
     }
 
@@ -488,6 +500,7 @@ mod tests {
             tokenizer: Some(TokenizerKind::Byte),
             val_split: Some(0.5),
             separator: Some("c".into()),
+            cache: Some("d".into()),
             ..config()
         };
         let keys = toml::Table::try_from(&full).unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::folder::Folder;
 use super::run::{TrainError, bytes_per_token, read_model};
-use crate::data::{Corpus, DataError};
+use crate::data::{Corpus, DataError, Tokens};
 use crate::device::{Device, Elem};
 use crate::model::{Gpt, Micro, Shape, Visit};
 use crate::program::cross_entropy::IGNORE;
@@ -42,10 +42,10 @@ pub fn evaluate(folder: &Folder, data: &[PathBuf], device: &Device) -> Result<Ev
         [] => {
             let corpus = Corpus::load(&config.request(), sizes.seq_len + 1)?;
             let bytes = bytes_per_token(&corpus);
-            (corpus.validation.to_vec(), bytes)
+            (corpus.validation, bytes)
         }
         paths => {
-            let (tokens, bytes) = Corpus::read(paths, &tokenizer)?;
+            let (tokens, bytes) = Corpus::read(paths, &tokenizer, &config.field)?;
             let each = bytes as f64 / tokens.len().max(1) as f64;
             (tokens, Some(each))
         }
@@ -69,12 +69,17 @@ pub fn evaluate(folder: &Folder, data: &[PathBuf], device: &Device) -> Result<Ev
 }
 
 /// Mean loss over all tokens but the first. The last micro-batch is filled up with targets that do not count.
-fn mean_loss(gpt: &mut Gpt, store: &mut Store, device: &Device, tokens: &[u32]) -> Result<f64, TrainError> {
+fn mean_loss(gpt: &mut Gpt, store: &mut Store, device: &Device, tokens: &Tokens) -> Result<f64, TrainError> {
     let fabric = Fabric::new(device.clone(), Schedule::Fused, Wafer::new(8, 8));
     let scalars = device.buffer("scalars of an evaluation", Elem::F32, SCALARS)?;
     let rows = gpt.shape().rows();
     let mut sum = 0.0;
-    for (inputs, targets) in tokens[..tokens.len() - 1].chunks(rows).zip(tokens[1..].chunks(rows)) {
+    let last = tokens.len() - 1;
+    let mut window = Vec::with_capacity(rows + 1);
+    for start in (0..last).step_by(rows) {
+        window.clear();
+        tokens.extend(start, rows.min(last - start) + 1, &mut window);
+        let (inputs, targets) = (&window[..window.len() - 1], &window[1..]);
         let padded = |part: &[u32], fill| part.iter().copied().chain(std::iter::repeat(fill)).take(rows).collect();
         gpt.load(device, &[Micro { inputs: padded(inputs, 0), targets: padded(targets, IGNORE) }])?;
         for visit in gpt.visits() {

@@ -102,19 +102,21 @@ pub struct Terms {
 }
 
 /// Settings that change no bit of a step, or that [`Terms`] hold in another form.
-const FREE: [&str; 16] = [
+const FREE: [&str; 18] = [
     "cache",
     "data",
     "device",
     "device_memory",
     "eval_batches",
     "eval_every",
+    "field",
     "keep",
     "model",
     "out",
     "recompute",
     "save_every",
     "schedule",
+    "separator",
     "store",
     "threads",
     "val_data",
@@ -191,14 +193,16 @@ const TOGETHER: usize = 1 << 16;
 
 /// Hash and size of the tokens of a corpus.
 fn fingerprint(corpus: &Corpus) -> String {
+    /// Tokens that are read at once.
+    const TOGETHER: usize = 1 << 20;
     let mut hash = Xxh3::new();
     for tokens in [&corpus.train, &corpus.validation] {
         hash.update(&(tokens.len() as u64).to_le_bytes());
-        let mut ids = Vec::new();
+        let mut some = Vec::new();
         for start in (0..tokens.len()).step_by(TOGETHER) {
-            ids.clear();
-            tokens.extend(start, TOGETHER.min(tokens.len() - start), &mut ids);
-            hash.update(bytemuck::cast_slice(&ids));
+            some.clear();
+            tokens.extend(start, TOGETHER.min(tokens.len() - start), &mut some);
+            hash.update(bytemuck::cast_slice(&some));
         }
     }
     let (train, validation) = (corpus.train.len(), corpus.validation.len());

@@ -12,7 +12,7 @@ use super::peaks;
 use super::resume::{self, ResumeError, State, Terms};
 use super::session::Session;
 use super::step::{Optimizer, Setup, SetupError, Trainer};
-use crate::data::{Batch, Corpus, DataError, Shape, Tokenizer};
+use crate::data::{Batch, Corpus, DataError, Shape};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Event, Finish, Observer, ReportError, Start, device};
@@ -213,11 +213,10 @@ const COUNTED: usize = 1 << 20;
 
 /// Bytes that a token of the validation text stands for; `None` where its text cannot be had back.
 pub(super) fn bytes_per_token(corpus: &Corpus) -> Option<f64> {
-    let mut tokens = Vec::new();
-    corpus.validation.extend(0, corpus.validation.len().min(COUNTED), &mut tokens);
-    if corpus.tokenizer == Tokenizer::byte() {
+    if corpus.tokenizer.takes_bytes() {
         return Some(1.0);
     }
+    let tokens = corpus.validation.split_at(corpus.validation.len().min(COUNTED)).0.to_vec();
     let text = corpus.tokenizer.decode(&tokens).ok()?;
     (!tokens.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.len() as f64 / tokens.len() as f64)
 }

@@ -101,7 +101,7 @@ impl NextLogits for Saved {
 
     fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
         let mut logits = self.decoder.extend(&self.fabric, &mut self.store, tokens)?;
-        // A vocabulary may have more rows than the tokenizer has ids: what no text stands for is never said.
+        // A model may have more rows than its tokenizer has ids; none of them can be written.
         logits.truncate(self.tokenizer.vocab_size());
         Ok(logits)
     }
