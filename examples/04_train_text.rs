@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example 04_train_text -- [DEVICE] [TEXT FILE]`; without a file: on this very text.
 
-use gaufre::data::{Batches, Order, Tokenizer, Tokens};
+use gaufre::data::{Batches, Order, Tokenizer};
 use gaufre::device::Device;
 use gaufre::model::{Config, Shape};
 use gaufre::train::{Generation, Sampling, Setup, Trainer};

@@ -23,7 +23,7 @@ use crate::train::{self, Control};
 /// Exit code of a run that was interrupted and saved, as shells have it.
 const INTERRUPTED: u8 = 130;
 
-/// Flags of the verb: the configuration of a run, how it is steered, and what is only of this call.
+/// Flags of the verb: the configuration of a run, and how it is steered.
 #[derive(clap::Args)]
 struct Flags {
     /// TOML file with values of the flags below, under the same names; flags win
@@ -136,20 +136,6 @@ fn sample(config: &Config, folder: &Path, tokens: u64) -> anyhow::Result<()> {
     let prompt = saved.opening();
     saved.sample(&prompt, tokens, options, &mut |text| say(text))?;
     Ok(say("\n")?)
-}
-
-fn say(text: &str) -> Result<(), ReportError> {
-    let mut out = std::io::stderr();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|source| ReportError { path: "standard error".into(), source })
-}
-
-fn sample(config: &Config, folder: &Path, tokens: u64) -> anyhow::Result<()> {
-    let options = Sampling { temperature: 0.8, top_k: None, top_p: None, seed: config.seed };
-    let device = Device::open(&config.device, config.threads)?;
-    let mut saved = train::Saved::open(&Folder::open(folder)?, device)?;
-    let prompt = saved.opening();
-    Ok(saved.sample(&prompt, tokens, options, &mut |text| say(text))?)
 }
 
 /// A flag that the first Ctrl-C (or request to terminate) raises; the second ends the process at once.

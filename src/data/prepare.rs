@@ -209,18 +209,6 @@ impl Inputs {
 }
 
 impl Plan {
-    /// Files and folders as they are, with nothing held out.
-    pub(super) fn of(paths: &[PathBuf]) -> Plan {
-        Plan {
-            data: paths.to_vec(),
-            val_data: Vec::new(),
-            tokenizer: TokenizerKind::Byte,
-            val_split: None,
-            field: "text".into(),
-            separator: None,
-        }
-    }
-
     fn reading(&self, text: bool) -> Reading<'_> {
         Reading { field: &self.field, text }
     }

@@ -188,9 +188,6 @@ fn first_difference<V: PartialEq + ToString>(
     Some((key.clone(), said(then.get(key)), said(now.get(key))))
 }
 
-/// Tokens that are hashed at a time.
-const TOGETHER: usize = 1 << 16;
-
 /// Hash and size of the tokens of a corpus.
 fn fingerprint(corpus: &Corpus) -> String {
     /// Tokens that are read at once.

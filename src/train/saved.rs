@@ -43,7 +43,7 @@ impl Saved {
     /// Opens the model of a folder of Hugging Face on a device.
     ///
     /// # Errors
-    /// What the device says; [`TrainError`] names the tokenizer that is missing or does not fit.
+    /// What the device says.
     pub fn import(model: &HuggingFace, device: Device) -> Result<Saved, TrainError> {
         let tokenizer = Tokenizer::load(&model.tokenizer())?;
         let (config, store) = (model.config().clone(), model.store(&device)?);

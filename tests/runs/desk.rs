@@ -53,7 +53,6 @@ impl Desk {
             eval_every: 5,
             eval_batches: 2,
             save_every: 4,
-            cache: self.path("cache"),
             out: Some(self.path(out)),
             ..Config::default()
         }
