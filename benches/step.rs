@@ -65,7 +65,19 @@ fn train(options: &Options, shape: &str, steps: usize, folder: &Path, out: &Path
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/models").join(format!("{shape}.toml"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_gaufre"));
     command
-        .args(["train", "--tokenizer", "byte", "--eval-every", "0", "--val-split", "0", "--recompute", "none"])
+        .args([
+            "train",
+            "--tokenizer",
+            "byte",
+            "--eval-every",
+            "0",
+            "--val-split",
+            "0",
+            "--recompute",
+            "none",
+            "--sample-tokens",
+            "0",
+        ])
         .args(["--device", &options.device, "--steps", &steps.to_string()])
         .args(["--batch-size", &batch.to_string(), "--seq-len", &seq.to_string()])
         .arg("--model")
