@@ -1,4 +1,4 @@
-//! The table of parameters: a row per tensor (name, shape, initial values, decayed or not, owner visit). Initialisation,
+//! The table of parameters: a row per tensor (name, shape, initial values, owner visit; vectors are not decayed). Initialisation,
 //! optimiser, checkpoint and counts derive from it. It must never know where a tensor lives.
 
 use super::config::Config;
@@ -24,7 +24,7 @@ pub struct Parameter {
     pub rows: usize,
     /// Columns: inputs of a linear layer, width of a table or vector.
     pub cols: usize,
-    /// True for a tensor of one dimension: gains and biases.
+    /// True for a tensor of one dimension: gains and biases, which are never decayed.
     pub vector: bool,
     /// Initial values.
     pub initial: Kind,
@@ -33,11 +33,6 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    /// Decay applies to tensors of two or more dimensions only.
-    pub fn decayed(&self) -> bool {
-        !self.vector
-    }
-
     /// Number of parameters.
     pub fn count(&self) -> u64 {
         self.rows as u64 * self.cols as u64

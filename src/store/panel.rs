@@ -2,7 +2,11 @@
 //! lies.
 
 use crate::program::Matrix;
+use crate::program::grad_norm::GRANULE_ROWS;
 use crate::program::matmul::PANEL_ROWS;
+
+// A panel must begin where the partial sums of the gradient's norm may begin, and where a contraction may be cut.
+const _: () = assert!(PANEL_ROWS.is_multiple_of(GRANULE_ROWS));
 
 /// The largest panel, unless the device binds less or has less memory.
 pub const PANEL_BYTES: u64 = 64 << 20;
