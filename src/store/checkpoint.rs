@@ -92,7 +92,7 @@ impl Sealed {
 
     /// Of what it means, not of its spaces.
     fn digest(&self) -> String {
-        hex(xxh3_128(&serde_json::to_vec(&(&self.state, &self.files)).unwrap_or_default()))
+        hex(xxh3_128(&serde_json::to_vec(&(&self.state, &self.files)).expect("JSON values are written as JSON")))
     }
 }
 

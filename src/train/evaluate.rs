@@ -56,7 +56,7 @@ pub fn evaluate(folder: &Folder, data: &[PathBuf], device: &Device) -> Result<Ev
     }
     let options = Options { placement: Placement::Resident, budget: None, training: false };
     let mut store = Store::new(device, Gpt::tensors(&model, config.seed), options)?;
-    checkpoint::load(&mut store, &folder.weights())?;
+    checkpoint::load(&mut store, &folder.weights()?)?;
     let shape = Shape { batch: sizes.batch_size, seq_len: sizes.seq_len, micro_batches: 1 };
     let mut gpt = Gpt::new(device, model, shape, false).map_err(TrainError::Store)?;
     let loss = device.run(|| mean_loss(&mut gpt, &mut store, device, &tokens))?;

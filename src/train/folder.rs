@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::config::{Config, ConfigError};
 use crate::data::{DataError, Tokenizer};
 use crate::model;
-use crate::store::checkpoint::{self, WEIGHTS};
+use crate::store::checkpoint::{self, CheckpointError, WEIGHTS};
 use crate::store::durable::{Disk, WriteError, write_on};
 
 /// Why a folder cannot be had.
@@ -157,10 +157,13 @@ impl Folder {
     }
 
     /// The newest weights: those of the newest checkpoint, else [`Folder::checkpoint`].
-    pub fn weights(&self) -> PathBuf {
-        let newest = checkpoint::list(&self.checkpoints()).unwrap_or_default().pop();
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`] where the checkpoints are there and cannot be listed.
+    pub fn weights(&self) -> Result<PathBuf, CheckpointError> {
+        let newest = checkpoint::list(&self.checkpoints())?.pop();
         let weights = newest.map(|(_, path)| path.join(WEIGHTS)).filter(|path| path.is_file());
-        weights.unwrap_or_else(|| self.checkpoint())
+        Ok(weights.unwrap_or_else(|| self.checkpoint()))
     }
 
     /// The folder of the checkpoints to go on from.

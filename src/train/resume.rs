@@ -126,10 +126,9 @@ const FREE: [&str; 18] = [
 impl Terms {
     /// The terms of a run.
     pub fn new(config: &Config, model: &model::Config, corpus: &Corpus, device: &Device) -> Terms {
-        let json = |value: Option<serde_json::Value>| value.unwrap_or_default();
-        let all = match json(serde_json::to_value(config).ok()) {
-            serde_json::Value::Object(all) => all,
-            _ => serde_json::Map::new(),
+        // An empty table would agree with everything: what cannot be written down must not pass for terms.
+        let Ok(serde_json::Value::Object(all)) = serde_json::to_value(config) else {
+            panic!("a configuration is a table of JSON values")
         };
         // A rollback goes to a checkpoint, so that there the steps between them matter.
         let free = |key: &str| match key {
@@ -138,7 +137,7 @@ impl Terms {
         };
         Terms {
             configuration: all.into_iter().filter(|(key, _)| !free(key)).collect(),
-            model: json(serde_json::to_value(model).ok()),
+            model: serde_json::to_value(model).expect("a model is a table of JSON values"),
             data: fingerprint(corpus),
             device: identity(device),
             variants: variants(device.class()),

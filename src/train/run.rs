@@ -229,9 +229,16 @@ fn write_about(
     device: &Device,
     state: &State,
 ) -> Result<(), TrainError> {
-    let text = std::fs::read_to_string(folder.about()).unwrap_or_default();
-    let mut sessions: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap_or_default();
-    sessions.push(serde_json::json!({
+    let path = folder.about();
+    let mut entries: Vec<serde_json::Value> = match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|e| CheckpointError::Content {
+            path,
+            reason: format!("not what a run writes there: {e}; move the file away"),
+        })?,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(source) => return Err(CheckpointError::Read { path, source }.into()),
+    };
+    entries.push(serde_json::json!({
         "gaufre": env!("CARGO_PKG_VERSION"),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         "after_step": state.step,
@@ -245,7 +252,7 @@ fn write_about(
         "peak_flops": start.peak_flops,
         "variants": state.terms.variants,
     }));
-    let text = serde_json::to_string_pretty(&sessions).unwrap_or_default();
+    let text = serde_json::to_string_pretty(&entries).expect("JSON values are written as JSON");
     Ok(folder.write(disk, "run.json", text.as_bytes())?)
 }
 

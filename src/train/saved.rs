@@ -33,7 +33,7 @@ impl Saved {
         let model = read_model(&config.model)?.with_vocabulary(tokenizer.vocab_size())?;
         let options = Options { placement: Placement::Resident, budget: None, training: false };
         let mut store = Store::new(&device, Gpt::tensors(&model, config.seed), options)?;
-        checkpoint::load(&mut store, &folder.weights())?;
+        checkpoint::load(&mut store, &folder.weights()?)?;
         let decoder = Decoder::new(&device, &model)?;
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);
