@@ -42,4 +42,5 @@ mod program {
     mod layer_norm;
     pub mod matmul;
     mod residual_add;
+    mod round;
 }

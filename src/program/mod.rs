@@ -17,6 +17,7 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
 pub mod residual_add;
+pub mod round;
 pub mod schedule;
 pub mod vector;
 
@@ -114,6 +115,7 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(column_sum::PROGRAMS);
     all.extend(grad_norm::PROGRAMS);
     all.extend(adamw::PROGRAMS);
+    all.extend(round::PROGRAMS);
     all
 }
 
