@@ -43,4 +43,5 @@ mod program {
     pub mod matmul;
     mod residual_add;
     mod round;
+    mod sgd;
 }

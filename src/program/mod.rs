@@ -19,6 +19,7 @@ pub mod matrix;
 pub mod residual_add;
 pub mod round;
 pub mod schedule;
+pub mod sgd;
 pub mod vector;
 
 pub use matrix::Matrix;
@@ -115,6 +116,7 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(column_sum::PROGRAMS);
     all.extend(grad_norm::PROGRAMS);
     all.extend(adamw::PROGRAMS);
+    all.extend(sgd::PROGRAMS);
     all.extend(round::PROGRAMS);
     all
 }
