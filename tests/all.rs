@@ -31,6 +31,7 @@ mod runs {
 }
 
 mod program {
+    mod adafactor;
     mod adamw;
     pub mod attention;
     mod column_sum;
