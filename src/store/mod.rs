@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod durable;
 pub mod export;
+pub mod format;
 pub mod import;
 mod panel;
 pub mod safetensors;
