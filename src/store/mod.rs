@@ -6,6 +6,7 @@
 //! must never know a model or a training step.
 
 pub mod checkpoint;
+mod direct;
 pub mod durable;
 pub mod export;
 pub mod format;
