@@ -5,6 +5,7 @@
 //! of its own, `ram` makes them take turns; neither can change a bit of any result. The store knows tensors by number; it
 //! must never know a model or a training step.
 
+pub mod block;
 pub mod checkpoint;
 mod direct;
 pub mod durable;
