@@ -16,6 +16,7 @@ mod panel;
 pub mod safetensors;
 pub mod shards;
 mod slots;
+pub mod stream;
 pub mod volume;
 
 pub use panel::{Cut, PANEL_BYTES, Panel};
