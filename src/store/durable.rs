@@ -1,10 +1,13 @@
 //! Files that are whole or not there: written beside their place, synced, moved into it, and the folder synced too, so
 //! that neither a crash nor a full disk can spoil what was good before. Whole folders likewise. Every operation that
-//! changes a disk goes through [`Disk`], so that a test can let any one of them fail. It must never know what a file holds.
+//! changes a disk goes through [`Disk`], and so does random access to files that are too large to be written whole, so
+//! that a test can let any one of them fail. It must never know what a file holds.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+use super::direct::RealFile;
 
 /// A file or folder that could not be written. What stood in its place before is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +19,29 @@ pub struct WriteError {
     pub source: io::Error,
 }
 
-/// What may change a disk.
-pub trait Disk: Sync {
+/// A file that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}; see that the file is whole and its disk works, or choose another folder", path.display())]
+pub struct ReadError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the system says.
+    pub source: io::Error,
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read a file that is there.
+    Read,
+    /// To read and write a file that is there.
+    Write,
+    /// To read and write a file that is created, or emptied where it is there.
+    Create,
+}
+
+/// What may change a disk, and random access to what is on it.
+pub trait Disk: Send + Sync {
     /// Creates a file, or empties the one that is there.
     ///
     /// # Errors
@@ -48,6 +72,45 @@ pub trait Disk: Sync {
     /// # Errors
     /// As [`Disk::create`].
     fn remove_folder(&self, path: &Path) -> io::Result<()>;
+    /// Opens a file for random access.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn RandomFile>>;
+    /// Bytes that may still be written where `path` is, which must be there.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn available(&self, path: &Path) -> io::Result<u64>;
+}
+
+/// A file that is read and written at any place, by several threads at once.
+pub trait RandomFile: Send + Sync {
+    /// Fills `bytes` from an offset on. What was never written is zeros.
+    ///
+    /// # Errors
+    /// Here and below: what the system says; [`io::ErrorKind::UnexpectedEof`] where the file ends before.
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes` at an offset.
+    ///
+    /// # Errors
+    /// As [`RandomFile::read_at`].
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Bytes of the file.
+    ///
+    /// # Errors
+    /// As [`RandomFile::read_at`].
+    fn file_bytes(&self) -> io::Result<u64>;
+    /// Cuts the file, or makes it longer by a hole, which takes no room where the file system has holes.
+    ///
+    /// # Errors
+    /// As [`RandomFile::read_at`].
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Makes its contents durable.
+    ///
+    /// # Errors
+    /// As [`RandomFile::read_at`].
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// A file being written.
@@ -90,6 +153,14 @@ impl Disk for RealDisk {
 
     fn remove_folder(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir_all(path)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn RandomFile>> {
+        Ok(Box::new(RealFile::open(path, access)?))
+    }
+
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        fs4::available_space(path)
     }
 }
 
@@ -201,6 +272,7 @@ pub fn part(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that a file is in.
+pub fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

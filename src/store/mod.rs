@@ -5,14 +5,19 @@
 //! of its own, `ram` makes them take turns; neither can change a bit of any result. The store knows tensors by number; it
 //! must never know a model or a training step.
 
+pub mod block;
 pub mod checkpoint;
+mod direct;
 pub mod durable;
 pub mod export;
+pub mod format;
 pub mod import;
 mod panel;
 pub mod safetensors;
 pub mod shards;
 mod slots;
+pub mod stream;
+pub mod volume;
 
 pub use panel::{Cut, PANEL_BYTES, Panel};
 pub use slots::SlotPlan;

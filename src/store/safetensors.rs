@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-pub use header::{Fault, read};
+pub use header::{Fault, read, read_start};
 
 /// What a header may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use super::desk::{Desk, Left, assert_equal, begin, go_on, left, until};
 use gaufre::report::{Event, Finish, Observer, Start, StepLine};
 use gaufre::store::checkpoint;
-use gaufre::store::durable::{Disk, DiskFile, RealDisk};
+use gaufre::store::durable::{Access, Disk, DiskFile, RandomFile, RealDisk};
 use gaufre::train::config::Config;
 use gaufre::train::{Control, Summary, TrainError, resume};
 
@@ -89,6 +89,44 @@ impl DiskFile for FaultyFile {
     }
 }
 
+/// A file of random access on it.
+struct FaultyRandomFile {
+    inner: Box<dyn RandomFile>,
+    disk: &'static FaultyDisk,
+}
+
+impl RandomFile for FaultyRandomFile {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.disk.pass()?;
+        self.inner.read_at(offset, bytes)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.disk.passes() {
+            return self.inner.write_at(offset, bytes);
+        }
+        if self.disk.fault == Fault::Short {
+            self.inner.write_at(offset, &bytes[..bytes.len() / 2])?;
+        }
+        Err(self.disk.fault.error())
+    }
+
+    fn file_bytes(&self) -> io::Result<u64> {
+        self.disk.pass()?;
+        self.inner.file_bytes()
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.disk.pass()?;
+        self.inner.set_len(bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.pass()?;
+        self.inner.sync()
+    }
+}
+
 impl Disk for &'static FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         self.pass()?;
@@ -118,6 +156,16 @@ impl Disk for &'static FaultyDisk {
     fn remove_folder(&self, path: &Path) -> io::Result<()> {
         self.pass()?;
         RealDisk.remove_folder(path)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn RandomFile>> {
+        self.pass()?;
+        Ok(Box::new(FaultyRandomFile { inner: RealDisk.open(path, access)?, disk: self }))
+    }
+
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        self.pass()?;
+        RealDisk.available(path)
     }
 }
 

@@ -73,22 +73,31 @@ fn known() -> String {
 /// # Errors
 /// [`Fault`] names the tensor and the value.
 pub fn read(file: &[u8], limits: Limits) -> Result<Layout, Fault> {
-    let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(Fault::Short { bytes: file.len() as u64 });
+    read_start(file, file.len(), limits)
+}
+
+/// The same from the start of a file of `file_bytes` bytes; a header that does not end in `start` is refused.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_start(start: &[u8], file_bytes: usize, limits: Limits) -> Result<Layout, Fault> {
+    let Some((length, rest)) = start.split_first_chunk::<8>() else {
+        return Err(Fault::Short { bytes: start.len() as u64 });
     };
     let bytes = u64::from_le_bytes(*length);
     if bytes > limits.header_bytes {
         return Err(Fault::HeaderTooLong { bytes, most: limits.header_bytes });
     }
-    let truncated = Fault::HeaderTruncated { bytes, left: rest.len() as u64 };
-    let (header, data) = usize::try_from(bytes).ok().and_then(|n| rest.split_at_checked(n)).ok_or(truncated)?;
+    let left = file_bytes.saturating_sub(8);
+    let truncated = Fault::HeaderTruncated { bytes, left: left as u64 };
+    let header = usize::try_from(bytes).ok().filter(|n| *n <= left).and_then(|n| rest.get(..n)).ok_or(truncated)?;
     if header.first() != Some(&b'{') {
         return Err(Fault::Header { reason: "it does not begin with {".into() });
     }
     let mut parser = serde_json::Deserializer::from_slice(header);
     let raw = Header { most: limits.tensors }.deserialize(&mut parser).and_then(|raw| parser.end().map(|()| raw));
     let raw = raw.map_err(|e| Fault::Header { reason: e.to_string() })?;
-    let tensors = tile(raw.tensors, data.len() as u64)?;
+    let tensors = tile(raw.tensors, (left - header.len()) as u64)?;
     Ok(Layout { tensors, metadata: raw.metadata, data_start: 8 + header.len() })
 }
 
@@ -154,7 +163,7 @@ fn check(raw: RawTensor, data: u64) -> Result<Tensor, Fault> {
     if end > data {
         return Err(Fault::Outside { name: shown(&name), begin, end, bytes: data });
     }
-    // All of them are at most the length of a slice now, so they fit.
+    // All of them are at most the bytes of the file now, so they fit.
     let shape = shape.into_iter().map(|side| side as usize).collect();
     Ok(Tensor { name, dtype, shape, bytes: begin as usize..end as usize })
 }
