@@ -42,6 +42,7 @@ mod program {
     mod initial;
     mod layer_norm;
     pub mod matmul;
+    mod quantize;
     mod residual_add;
     mod round;
     mod sgd;

@@ -17,6 +17,7 @@ pub mod initial;
 pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
+pub mod quantize;
 pub mod residual_add;
 pub mod round;
 pub mod schedule;
@@ -120,6 +121,7 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(sgd::PROGRAMS);
     all.extend(adafactor::PROGRAMS);
     all.extend(round::PROGRAMS);
+    all.extend(quantize::PROGRAMS);
     all
 }
 
