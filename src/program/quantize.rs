@@ -235,7 +235,7 @@ impl QuantizeParams {
     #[inline(always)]
     fn magnitude(&self, x: f32) -> u32 {
         let magnitude = x.to_bits() & 0x7fff_ffff;
-        let dropped = self.is_signed == 0 && x.to_bits() != magnitude && magnitude < 0x7f80_0000;
+        let dropped = (self.is_signed == 0) & (x.to_bits() != magnitude) & (magnitude < 0x7f80_0000);
         if dropped { 0 } else { magnitude }
     }
 
@@ -362,9 +362,12 @@ fn host_block(p: &QuantizeParams, block: &mut [f32]) {
     }
 }
 
+/// The value of a case at an index, from a normal one.
+type ValueFn = fn(u64, f32) -> f32;
+
 /// Normal values, values of many sizes, those of the grid and the middles between them, blocks that are zero or tiny.
 fn cases() -> Vec<Case> {
-    let case = |(rows, cols, table, fill): (usize, usize, Table, fn(u64, f32) -> f32)| {
+    let case = |(rows, cols, table, fill): (usize, usize, Table, ValueFn)| {
         let stride = Matrix::stride_for(cols);
         let params = QuantizeParams { rows: rows as u32, offset: 2, ..table.params(stride as u32 / 4) };
         let words = Fill::matrix(rows, cols).words(8);
@@ -386,9 +389,9 @@ fn cases() -> Vec<Case> {
         let at = (i * 37 % 255) as usize;
         if i.is_multiple_of(256) { 3.0 } else { 1.5 * (values[at] + values[at + (i % 2) as usize]) }
     };
-    let tiny = |i: u64, x: f32| x * if i / 256 % 2 == 0 { 1e-32 } else { 1e-28 };
+    let tiny = |i: u64, x: f32| x * if (i / 256).is_multiple_of(2) { 1e-32 } else { 1e-28 };
     [
-        (1, 1, Table::Signed, (|_, x| x) as fn(u64, f32) -> f32),
+        (1, 1, Table::Signed, (|_, x| x) as ValueFn),
         (3, 37, Table::Signed, |_, x| x),
         (2, 600, Table::Signed, many_sizes),
         (3, 300, Table::Unsigned, many_sizes),
