@@ -341,6 +341,9 @@ mod tests {
         }
     }
 
+    /// What makes another list of arrays of one.
+    type Change = fn(&mut Vec<Array>);
+
     #[test]
     fn other_files_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
@@ -352,12 +355,12 @@ mod tests {
             Err(error) => error.to_string(),
         };
         assert_eq!(said(base()), "");
-        let with = |change: fn(&mut Vec<Array>)| {
+        let with = |change: Change| {
             let mut arrays = base();
             change(&mut arrays);
             said(arrays)
         };
-        let cases: [(fn(&mut Vec<Array>), &str); 5] = [
+        let cases: [(Change, &str); 5] = [
             (|a| a[0].format = Format::Bf16, "a is F32 [4, 6], the run has BF16 [4, 6]"),
             (|a| a[1].rows = 5, "b is BF16 [4, 8], the run has BF16 [5, 8]"),
             (|a| a[1].name = "c".into(), "array c is missing"),
