@@ -31,6 +31,7 @@ mod runs {
 }
 
 mod program {
+    mod adafactor;
     mod adamw;
     pub mod attention;
     mod column_sum;
@@ -41,5 +42,8 @@ mod program {
     mod initial;
     mod layer_norm;
     pub mod matmul;
+    mod quantize;
     mod residual_add;
+    mod round;
+    mod sgd;
 }

@@ -157,7 +157,7 @@ impl AdamW {
 
 /// The decimal number that was meant by an f32 setting: 0.999 as f32 is 0.99900001, which would make `1 - beta2` wrong
 /// by 1e-5 of itself.
-fn decimal(x: f32) -> f64 {
+pub(super) fn decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(x.into())
 }
 

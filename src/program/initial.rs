@@ -127,6 +127,9 @@ pub static FILL: Program = Program {
 /// Queues the initial values of rows `first_row .. first_row + target.rows` of a tensor as wide as `target`; padding
 /// columns become zero. Normal values need the table on the device for the time of the launch: [`TABLE_BYTES`].
 ///
+/// Initial values that bf16 holds are these, rounded: [`round::run`](super::round::run) to the nearest on the same panel,
+/// or [`bf16_nearest`](super::round::bf16_nearest) of [`value`]. Zeros and ones are so already.
+///
 /// # Errors
 /// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when `target` is not whole rows or not aligned; what the
 /// device says.
@@ -186,7 +189,8 @@ pub fn normal(seed: u64, index: u64) -> f64 {
 pub const TABLE_BYTES: usize = 4 * ENTRIES;
 const ENTRIES: usize = 4096;
 
-/// The last word of the counter keeps parameters and other streams of one seed apart.
+/// The last word of the counter keeps parameters and other streams of one seed apart; [`round`](super::round) has those
+/// whose low byte is 2.
 const PARAMETERS: u32 = 0;
 const WORDS: u32 = 1;
 
@@ -235,7 +239,7 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The same for `N` counters side by side.
 #[inline(always)]
-fn philox_lanes<const N: usize>(mut c: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+pub(super) fn philox_lanes<const N: usize>(mut c: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
         let [c0, c1, c2, c3] = &mut c;
         for (((c0, c1), c2), c3) in c0.iter_mut().zip(c1).zip(c2).zip(c3) {

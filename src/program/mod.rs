@@ -4,6 +4,7 @@
 //! A [`Program`] is a [`Kernel`] (what a device runs) with what proves it: the error bound of each output element and the
 //! cases it is checked on. This layer knows matrices and formulas; it must never know a model, a store or a clock.
 
+pub mod adafactor;
 pub mod adamw;
 pub mod attention;
 pub mod check;
@@ -16,8 +17,11 @@ pub mod initial;
 pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
+pub mod quantize;
 pub mod residual_add;
+pub mod round;
 pub mod schedule;
+pub mod sgd;
 pub mod vector;
 
 pub use matrix::Matrix;
@@ -114,6 +118,10 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(column_sum::PROGRAMS);
     all.extend(grad_norm::PROGRAMS);
     all.extend(adamw::PROGRAMS);
+    all.extend(sgd::PROGRAMS);
+    all.extend(adafactor::PROGRAMS);
+    all.extend(round::PROGRAMS);
+    all.extend(quantize::PROGRAMS);
     all
 }
 
