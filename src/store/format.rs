@@ -202,7 +202,8 @@ mod tests {
                 let grid = table.values();
                 let scale = |row: usize, col: usize| (1 + row % 7) as f32 * 0.125 * (1 + col / 256) as f32;
                 // The first of each block is its largest, so that its scale is what it is here.
-                let code = |row: usize, col: usize| if col % 256 == 0 { 255 } else { (row * 31 + col * 7) % 256 };
+                let code =
+                    |row: usize, col: usize| if col.is_multiple_of(256) { 255 } else { (row * 31 + col * 7) % 256 };
                 let value = |row, col| grid[code(row, col)] * scale(row, col);
                 let mut values = vec![9.0; rows * stride];
                 for (row, values) in values.chunks_exact_mut(stride).enumerate() {
