@@ -9,6 +9,8 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 use serde::{Deserialize, Serialize};
 
+use crate::program::quantize::{self, Table};
+
 /// Values that one task converts: enough to pay for its start, and small enough to share out one panel.
 const CHUNK_VALUES: usize = 1 << 17;
 
@@ -20,6 +22,11 @@ pub enum Format {
     F32,
     /// Two bytes: the upper half of an f32, whose lower half is zero.
     Bf16,
+    /// One byte, a code of values of either sign, and four for each block of 256 columns: its scale. A row is its codes and
+    /// then its scales, so rows follow each other.
+    Q8Signed,
+    /// The same of values that are not negative.
+    Q8Unsigned,
 }
 
 impl Format {
@@ -28,6 +35,7 @@ impl Format {
         match self {
             Format::F32 => cols * 4,
             Format::Bf16 => cols * 2,
+            Format::Q8Signed | Format::Q8Unsigned => cols + quantize::blocks(cols) * 4,
         }
     }
 
@@ -94,6 +102,8 @@ impl Format {
                     *out = ((value.to_bits() >> 16) as u16).to_le_bytes();
                 }
             }
+            Format::Q8Signed => quantize_row(Table::Signed, row, out),
+            Format::Q8Unsigned => quantize_row(Table::Unsigned, row, out),
         }
     }
 
@@ -109,8 +119,27 @@ impl Format {
                     *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
                 }
             }
+            Format::Q8Signed => restore_row(Table::Signed, bytes, row),
+            Format::Q8Unsigned => restore_row(Table::Unsigned, bytes, row),
         }
     }
+}
+
+/// A row's codes, and then its scales.
+fn quantize_row(table: Table, row: &[f32], out: &mut [u8]) {
+    let (codes, scale_bytes) = out.split_at_mut(row.len());
+    let mut scales = vec![0.0; quantize::blocks(row.len())];
+    quantize::encode_row(table, row, codes, &mut scales);
+    for (out, scale) in scale_bytes.as_chunks_mut::<4>().0.iter_mut().zip(scales) {
+        *out = scale.to_le_bytes();
+    }
+}
+
+/// The values of what [`quantize_row`] made.
+fn restore_row(table: Table, bytes: &[u8], row: &mut [f32]) {
+    let (codes, scale_bytes) = bytes.split_at(row.len());
+    let scales: Vec<f32> = scale_bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    quantize::decode_row(table, codes, &scales, row);
 }
 
 /// Rows of a chunk: a function of the shape alone.
@@ -162,6 +191,36 @@ mod tests {
         for format in FORMATS {
             returns(format, 1025, 1600, 1600, 7);
             returns(format, 3, 200_001, 200_008, 8);
+        }
+    }
+
+    /// What is on a grid comes back; the grids themselves are the business of the program.
+    #[test]
+    fn what_was_quantised_comes_back() {
+        for (format, table) in [(Format::Q8Signed, Table::Signed), (Format::Q8Unsigned, Table::Unsigned)] {
+            for (rows, cols, stride) in [(1, 1, 8), (3, 255, 256), (5, 257, 264), (130, 1600, 1600), (700, 513, 520)] {
+                let grid = table.values();
+                let scale = |row: usize, col: usize| (1 + row % 7) as f32 * 0.125 * (1 + col / 256) as f32;
+                // The first of each block is its largest, so that its scale is what it is here.
+                let code =
+                    |row: usize, col: usize| if col.is_multiple_of(256) { 255 } else { (row * 31 + col * 7) % 256 };
+                let value = |row, col| grid[code(row, col)] * scale(row, col);
+                let mut values = vec![9.0; rows * stride];
+                for (row, values) in values.chunks_exact_mut(stride).enumerate() {
+                    values[..cols].iter_mut().enumerate().for_each(|(col, v)| *v = value(row, col));
+                }
+                let mut bytes = vec![0xaa; format.bytes(rows, cols)];
+                assert_eq!(bytes.len(), rows * (cols + cols.div_ceil(256) * 4));
+                format.encode(&values, rows, cols, stride, &mut bytes);
+                let mut back = vec![9.0; rows * stride];
+                format.decode(&bytes, rows, cols, stride, &mut back);
+                for (row, values) in back.chunks_exact(stride).enumerate() {
+                    for (col, found) in values.iter().enumerate() {
+                        let wanted = if col < cols { value(row, col) } else { 0.0 };
+                        assert_eq!(found.to_bits(), wanted.to_bits(), "{format:?} {rows} x {cols}: {row}, {col}");
+                    }
+                }
+            }
         }
     }
 

@@ -164,9 +164,10 @@ impl File {
         if file.metadata().map_err(failed)?.is_dir() {
             return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
-        // Safety: the map is only ever read, through `&[u8]` that this struct lends. No code of this crate writes into a
-        // file in place: files are replaced whole by a rename (`store::durable`), which leaves a mapped one as it was. A
-        // foreign process that changes a file under a reader gets what every reader by map gives it.
+        // Safety: the map is only ever read, through `&[u8]` that this struct lends. This crate replaces files whole by a
+        // rename (`store::durable`), which leaves a mapped one as it was. The only ones that it writes in place, those of a
+        // `store::volume`, it reads by requests and not by a map. Another process that changes a file under a reader gets
+        // what every reader by map gives it.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         match header::read(&map, limits) {
             Ok(layout) => Ok(File { path: path.into(), map, layout }),

@@ -151,7 +151,7 @@ impl Stream {
             |path: &PathBuf| disk.open(path, Access::Write).map_err(|source| ReadError { path: path.clone(), source });
         let opened = files.iter().map(open).collect::<std::result::Result<_, _>>()?;
         // Both budgets, and half of one for what is in the hands of callers.
-        let most = usize::try_from(budget / 2 * 5).unwrap_or(usize::MAX);
+        let most = usize::try_from(budget.saturating_mul(5) / 2).unwrap_or(usize::MAX);
         let shared = Arc::new(Shared {
             disk,
             paths: files,

@@ -41,11 +41,14 @@ impl Array {
         match self.format {
             Format::F32 => Dtype::F32,
             Format::Bf16 => Dtype::BF16,
+            Format::Q8Signed | Format::Q8Unsigned => Dtype::U8,
         }
     }
 
+    /// That of its elements; a quantised row is a row of bytes.
     fn shape(&self) -> Vec<usize> {
-        if self.vector { vec![self.cols] } else { vec![self.rows, self.cols] }
+        let elements = self.format.row_bytes(self.cols) / self.dtype().bytes();
+        if self.vector { vec![elements] } else { vec![self.rows, elements] }
     }
 }
 
@@ -298,7 +301,7 @@ mod tests {
                 array("odd", Format::Bf16, 700, 100, false),
                 array("wide", Format::F32, 512, 24, false),
             ],
-            vec![array("bias", Format::F32, 1, 1024, true)],
+            vec![array("bias", Format::F32, 1, 1024, true), array("moment", Format::Q8Signed, 3, 300, false)],
         ]
     }
 
@@ -311,7 +314,7 @@ mod tests {
             assert_eq!(at(name), 4096 + offset, "{name}");
         }
         assert_eq!(volume.file_bytes(0), 4096 + 420_424 + 132);
-        assert_eq!(volume.bytes(), volume.file_bytes(0) + 4096 + 4096);
+        assert_eq!(volume.bytes(), volume.file_bytes(0) + 4096 + 4096 + 3 * 308);
         let panel = volume.extent(2, 512, 512);
         assert_eq!(panel, Extent { file: 0, offset: 4096 + 65_536, bytes: 65_536 });
         assert_eq!(volume.extent(5, 0, 1), Extent { file: 1, offset: 4096, bytes: 4096 });
@@ -341,6 +344,9 @@ mod tests {
         }
     }
 
+    /// What makes another list of arrays of one.
+    type Change = fn(&mut Vec<Array>);
+
     #[test]
     fn other_files_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
@@ -352,12 +358,12 @@ mod tests {
             Err(error) => error.to_string(),
         };
         assert_eq!(said(base()), "");
-        let with = |change: fn(&mut Vec<Array>)| {
+        let with = |change: Change| {
             let mut arrays = base();
             change(&mut arrays);
             said(arrays)
         };
-        let cases: [(fn(&mut Vec<Array>), &str); 5] = [
+        let cases: [(Change, &str); 5] = [
             (|a| a[0].format = Format::Bf16, "a is F32 [4, 6], the run has BF16 [4, 6]"),
             (|a| a[1].rows = 5, "b is BF16 [4, 8], the run has BF16 [5, 8]"),
             (|a| a[1].name = "c".into(), "array c is missing"),
