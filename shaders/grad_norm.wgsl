@@ -5,14 +5,17 @@ const LARGEST_BITS: u32 = 0x7f7fffffu;
 
 var<workgroup> squares: array<f32, WG>;
 var<workgroup> counts: array<f32, WG>;
+// Squares of the slots that make the norm: some of those that must be finite.
+var<workgroup> norms: array<f32, WG>;
 
-// Adds both arrays into their first elements, in a fixed order.
+// Adds the arrays into their first elements, in a fixed order.
 fn reduce(lane: u32) {
     workgroupBarrier();
     for (var half = WG / 2u; half > 0u; half /= 2u) {
         if (lane < half) {
             squares[lane] += squares[lane + half];
             counts[lane] += counts[lane + half];
+            norms[lane] += norms[lane + half];
         }
         workgroupBarrier();
     }
@@ -40,6 +43,7 @@ fn grad_norm_partial(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     }
     squares[lane] = (sum.x + sum.y) + (sum.z + sum.w);
     counts[lane] = f32(bad.x + bad.y + bad.z + bad.w);
+    norms[lane] = 0.0;
     reduce(lane);
     if (lane == 0u) {
         partials[2u * (p.first_slot + group)] = squares[0];
@@ -52,23 +56,29 @@ fn grad_norm_partial(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
 @compute @workgroup_size(WG, 1, 1)
 fn grad_norm_finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     var sum = 0.0;
+    var norm_sum = 0.0;
     var count = 0.0;
     for (var i = lane; i < p.slots; i += WG) {
-        sum += partials[2u * i];
-        count += partials[2u * i + 1u];
+        let square = partials[2u * (p.first + i)];
+        sum += square;
+        norm_sum += select(0.0, square, i < p.norm_slots);
+        count += partials[2u * (p.first + i) + 1u];
     }
     squares[lane] = sum;
+    norms[lane] = norm_sum;
     counts[lane] = count;
     reduce(lane);
     if (lane == 0u && wid.x == 0u) {
-        var total = squares[0];
+        var total = norms[0];
         var bad = counts[0];
         if ((bitcast<u32>(scalars[LOSS]) & 0x7fffffffu) > LARGEST_BITS) {
             bad += 1.0;
         }
         // Finite gradients whose squares leave f32: no norm, so no update either.
-        if ((bitcast<u32>(total) & 0x7fffffffu) > LARGEST_BITS) {
+        if ((bitcast<u32>(squares[0]) & 0x7fffffffu) > LARGEST_BITS) {
             bad += 1.0;
+        }
+        if ((bitcast<u32>(total) & 0x7fffffffu) > LARGEST_BITS) {
             total = 0x1.fffffep+127;
         }
         let norm = sqrt(total);

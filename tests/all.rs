@@ -11,6 +11,7 @@ mod model;
 mod parsers;
 mod report;
 mod rig;
+mod streaming;
 mod training;
 
 mod device {

@@ -6,12 +6,10 @@
 
 use crate::rig;
 use gaufre::device::Device;
-use gaufre::model::{Config, Micro, Recompute, Shape};
+use gaufre::model::{Config, Micro, Shape};
 use gaufre::program::EPS;
-use gaufre::program::schedule::Schedule;
-use gaufre::store::{Placement, Role};
-use gaufre::train::{Optimizer, Setup, Trainer};
-use gaufre::wafer::Wafer;
+use gaufre::store::Role;
+use gaufre::train::{Setup, Trainer};
 use safetensors::SafeTensors;
 
 const WIDE: &[u8] = include_bytes!("golden/wide.safetensors");
@@ -67,17 +65,7 @@ impl Golden {
     /// A trainer with the weights that PyTorch began with.
     fn trainer(&self, device: &Device) -> Trainer {
         let shape = Shape { batch: self.batch, seq_len: self.config.context, micro_batches: 1 };
-        let setup = Setup {
-            model: self.config.clone(),
-            shape,
-            seed: 0,
-            schedule: Schedule::Fused,
-            wafer: Wafer::new(8, 8),
-            placement: Placement::Resident,
-            device_memory: None,
-            recompute: Recompute::Auto,
-            optimizer: Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 },
-        };
+        let setup = Setup { seed: 0, ..Setup::new(self.config.clone(), shape) };
         let mut trainer = Trainer::new(device.clone(), setup).unwrap();
         for number in 0..trainer.store().tensors().len() {
             let tensor = trainer.store().tensors()[number].clone();

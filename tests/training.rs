@@ -7,7 +7,7 @@ use gaufre::model::{Config, Decoder, Micro, Recompute, Shape};
 use gaufre::program::initial::word;
 use gaufre::program::schedule::Schedule;
 use gaufre::store::{Placement, Role};
-use gaufre::train::{Optimizer, Setup, Trainer};
+use gaufre::train::{Setup, Trainer};
 use gaufre::wafer::Wafer;
 
 const SHAPE: Shape = Shape { batch: 2, seq_len: 13, micro_batches: 2 };
@@ -18,17 +18,7 @@ fn model(layers: usize, d: usize, bias: bool) -> Config {
 }
 
 fn setup(model: Config) -> Setup {
-    Setup {
-        model,
-        shape: SHAPE,
-        seed: 7,
-        schedule: Schedule::Fused,
-        wafer: Wafer::new(8, 8),
-        placement: Placement::Resident,
-        device_memory: None,
-        recompute: Recompute::None,
-        optimizer: Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 },
-    }
+    Setup { seed: 7, recompute: Recompute::None, ..Setup::new(model, SHAPE) }
 }
 
 fn batches(step: u64) -> Vec<Micro> {
@@ -139,7 +129,7 @@ fn a_step_that_is_not_finite_writes_nothing() {
             let all = |trainer: &mut Trainer| -> Vec<u32> {
                 let tensors = trainer.store().tensors().len();
                 let cells = (0..tensors)
-                    .flat_map(|t| [Role::Weight, Role::Moment1, Role::Moment2].map(|role| (t, role)))
+                    .flat_map(|t| [Role::Weight, Role::State1, Role::State2].map(|role| (t, role)))
                     .map(|(t, role)| trainer.store().read(t, role).unwrap());
                 cells.flatten().map(f32::to_bits).collect()
             };
@@ -171,8 +161,8 @@ fn activations_are_counted_exactly() {
     for kept in [true, false] {
         let before = device.counters().allocated_bytes;
         let config = model(3, 84, true);
-        let planned = gaufre::model::Activations::bytes(&config, &SHAPE, kept);
-        let acts = gaufre::model::Activations::new(&device, &config, &SHAPE, kept).unwrap();
+        let planned = gaufre::model::Activations::bytes(&config, &SHAPE, kept, false);
+        let acts = gaufre::model::Activations::new(&device, &config, &SHAPE, kept, false).unwrap();
         assert_eq!(device.counters().allocated_bytes - before, planned);
         drop(acts);
     }

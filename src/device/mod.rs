@@ -283,6 +283,46 @@ impl Device {
         }
     }
 
+    /// Lets `fill` write all floats of a view, after all work queued before: where the device computes in f32 on the memory
+    /// of the host, no copy is made beside it.
+    ///
+    /// # Errors
+    /// [`DeviceError::Usage`] when the view holds integers; what the driver says.
+    pub fn upload_with(&self, view: &View, fill: &mut dyn FnMut(&mut [f32])) -> Result<()> {
+        view.expect_elem(Elem::F32)?;
+        self.0.account.uploaded(view.len as u64 * 4);
+        let done = match &self.0.backend {
+            Backend::Gpu(_) => false,
+            Backend::Host(b) => b.fill(view, fill)?,
+            Backend::Oracle(b) => b.fill(view, fill)?,
+        };
+        if done {
+            return Ok(());
+        }
+        let mut values = vec![0.0f32; view.len];
+        fill(&mut values);
+        on!(self, b => b.write(view, bytemuck::cast_slice(&values)))
+    }
+
+    /// Waits for all work on a view of floats and shows them to `take`, rounded to f32 on the oracle; no copy is made where
+    /// the device computes in f32 on the memory of the host.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
+    pub fn download_with(&self, view: &View, take: &mut dyn FnMut(&[f32])) -> Result<()> {
+        view.expect_elem(Elem::F32)?;
+        self.0.account.downloaded(view.len as u64 * 4);
+        let done = match &self.0.backend {
+            Backend::Gpu(_) => false,
+            Backend::Host(b) => b.show(view, take)?,
+            Backend::Oracle(b) => b.show(view, take)?,
+        };
+        if !done {
+            take(bytemuck::cast_slice(&on!(self, b => b.read(view))?));
+        }
+        Ok(())
+    }
+
     /// Queues one launch.
     ///
     /// # Errors

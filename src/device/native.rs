@@ -20,9 +20,19 @@ pub trait Real:
     fn wide(self) -> f64;
     /// The complementary error function.
     fn erfc(self) -> Self;
+    /// The slice itself where these floats are f32: what passes between host and device then needs no copy beside it.
+    fn singles(slice: &[Self]) -> Option<&[f32]>;
+    /// The same, to write.
+    fn singles_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
 }
 
 impl Real for f32 {
+    fn singles(slice: &[f32]) -> Option<&[f32]> {
+        Some(slice)
+    }
+    fn singles_mut(slice: &mut [f32]) -> Option<&mut [f32]> {
+        Some(slice)
+    }
     fn of(x: f64) -> f32 {
         x as f32
     }
@@ -35,6 +45,12 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    fn singles(_: &[f64]) -> Option<&[f32]> {
+        None
+    }
+    fn singles_mut(_: &mut [f64]) -> Option<&mut [f32]> {
+        None
+    }
     fn of(x: f64) -> f64 {
         x
     }
@@ -153,6 +169,25 @@ impl<F: Real> Native<F> {
             Guard::ReadIds(g) => g[view.offset..][..view.len].to_vec(),
             _ => unreachable!("guard() gives a read guard for a read"),
         })
+    }
+
+    /// Lets `fill` write the floats of a view where they lie; false where they are not f32.
+    pub fn fill(&self, view: &View, fill: &mut dyn FnMut(&mut [f32])) -> Result<bool, DeviceError> {
+        match self.guard(&view.buffer, Access::Write, "upload")? {
+            Guard::Write(mut g) => {
+                let singles = F::singles_mut(&mut g.slice_mut()[view.offset..][..view.len]);
+                Ok(singles.map(fill).is_some())
+            }
+            _ => Err(DeviceError::Usage(format!("{:?} does not hold floats", view.buffer.label()))),
+        }
+    }
+
+    /// Shows the floats of a view where they lie; false where they are not f32.
+    pub fn show(&self, view: &View, take: &mut dyn FnMut(&[f32])) -> Result<bool, DeviceError> {
+        match self.guard(&view.buffer, Access::Read, "download")? {
+            Guard::Read(g) => Ok(F::singles(&g.slice()[view.offset..][..view.len]).map(take).is_some()),
+            _ => Err(DeviceError::Usage(format!("{:?} does not hold floats", view.buffer.label()))),
+        }
     }
 
     pub fn read_f64(&self, view: &View) -> Result<Vec<f64>, DeviceError> {

@@ -117,7 +117,7 @@ impl Index {
 
 /// All activations of a model for one shape.
 pub struct Activations {
-    /// Residual stream before each layer and after the last: `[layer][micro-batch]`.
+    /// Residual stream before each layer and after the last: `[layer][micro-batch]`, or two that take turns.
     pub stream: Vec<Vec<Matrix>>,
     /// Kept activations: `[layer][micro-batch]`, or one set that all share.
     pub layers: Vec<Vec<LayerActivations>>,
@@ -134,14 +134,16 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Allocates for a model and a shape; `kept` is false where layers are recomputed.
+    /// Allocates for a model and a shape; `kept` is false where layers are recomputed, `spilled` where their inputs leave
+    /// the device.
     ///
     /// # Errors
     /// What the device says: a buffer too large, or no memory left.
-    pub fn new(device: &Device, config: &Config, shape: &Shape, kept: bool) -> Result<Activations> {
+    pub fn new(device: &Device, config: &Config, shape: &Shape, kept: bool, spilled: bool) -> Result<Activations> {
         let (rows, d, micro) = (shape.rows(), config.d_model, shape.micro_batches);
         let wide = |label: &str, cols| Matrix::new(device, label, rows, cols);
-        let streams = |label: &'static str| (0..micro).map(move |_| wide(label, d)).collect::<Result<Vec<_>>>();
+        let streams = |label: &'static str, n| (0..n).map(move |_| wide(label, d)).collect::<Result<Vec<_>>>();
+        let inputs = if spilled { (2, 1) } else { (config.layers + 1, micro) };
         let per_head = |label: &str| Matrix::new(device, label, shape.batch * config.heads, shape.seq_len);
         let sets = if kept { (config.layers, micro) } else { (1, 1) };
         let set = |_| (0..sets.1).map(|_| LayerActivations::new(device, config, shape)).collect::<Result<Vec<_>>>();
@@ -153,9 +155,9 @@ impl Activations {
             })
         };
         Ok(Activations {
-            stream: (0..=config.layers).map(|_| streams("residual stream")).collect::<Result<_>>()?,
+            stream: (0..inputs.0).map(|_| streams("residual stream", inputs.1)).collect::<Result<_>>()?,
             layers: (0..sets.0).map(set).collect::<Result<_>>()?,
-            d_stream: streams("gradient of the residual stream")?,
+            d_stream: streams("gradient of the residual stream", micro)?,
             gradients: Gradients {
                 middle: wide("gradient of middle", d)?,
                 narrow: wide("gradient of a norm", d)?,
@@ -180,14 +182,15 @@ impl Activations {
     }
 
     /// Device bytes that [`Activations::new`] allocates.
-    pub fn bytes(config: &Config, shape: &Shape, kept: bool) -> u64 {
+    pub fn bytes(config: &Config, shape: &Shape, kept: bool, spilled: bool) -> u64 {
         let stride = |cols: usize| Matrix::stride_for(cols) as u64;
         let (rows, d, micro) = (shape.rows() as u64, stride(config.d_model), shape.micro_batches as u64);
         let per_head = (shape.batch * config.heads) as u64 * stride(shape.seq_len);
         let (wide, qkv) = (stride(4 * config.d_model), stride(3 * config.d_model));
         let layer = rows * (4 * d + 2 * stride(2) + qkv + 2 * wide) + per_head;
         let sets = if kept { config.layers as u64 * micro } else { 1 };
-        let streams = rows * d * (config.layers as u64 + 2) * micro;
+        let inputs = if spilled { 2 } else { (config.layers as u64 + 1) * micro };
+        let streams = rows * d * (inputs + micro);
         let gradients = rows * (2 * d + wide + qkv) + per_head;
         let chunk = stride(vocabulary_chunk(config, shape));
         let head = rows * (d + stride(2) + stride(3) + chunk) + stride(shape.rows());

@@ -5,13 +5,15 @@ use super::activations::{Activations, Index, Recompute, Shape};
 use super::config::Config;
 use super::head::Sweep;
 use super::layer::Block;
+use super::linear::Completion;
 use super::table::{Table, Visit};
 use crate::device::{Device, View};
 use crate::program::embedding::{self, Occurrences};
 use crate::program::initial::Initial;
 use crate::program::schedule::Fabric;
 use crate::program::{Matrix, cross_entropy};
-use crate::store::{Result, Store, Tensor};
+use crate::store::{Panel, Result, Spill, Store, Tensor};
+use std::cell::Cell;
 
 /// One micro-batch: `batch * seq_len` inputs and targets, row by row.
 #[derive(Clone, Debug)]
@@ -22,13 +24,19 @@ pub struct Micro {
     pub targets: Vec<u32>,
 }
 
+/// Who is told of each panel of a gradient, by tensor, once it is complete.
+pub type Told<'a> = &'a mut dyn FnMut(&mut Store, usize, Panel) -> Result<()>;
+
 /// A GPT-2 family model on one device, for one shape.
 pub struct Gpt {
     config: Config,
     table: Table,
     shape: Shape,
     kept: bool,
+    spill: Spill,
     acts: Activations,
+    /// Where layer inputs are spilled: the numbers of those that the two buffers hold.
+    held: Cell<[Option<usize>; 2]>,
     /// Micro-batches that were loaded.
     loaded: usize,
     /// One over the number of targets that count in them.
@@ -36,16 +44,17 @@ pub struct Gpt {
 }
 
 impl Gpt {
-    /// Allocates the activations of a model. `kept`: see [`Gpt::keeps`].
+    /// Allocates the activations of a model. `kept`: see [`Gpt::keeps`]; `spill`: where layer inputs go that the device
+    /// shall not hold.
     ///
     /// # Errors
     /// What the device says.
-    pub fn new(device: &Device, config: Config, shape: Shape, kept: bool) -> Result<Gpt> {
+    pub fn new(device: &Device, config: Config, shape: Shape, kept: bool, spill: Spill) -> Result<Gpt> {
         let table = Table::new(&config);
-        let acts = Activations::new(device, &config, &shape, kept)?;
+        let acts = Activations::new(device, &config, &shape, kept, spill != Spill::None)?;
         let positions: Vec<u32> = (0..shape.rows()).map(|r| (r % shape.seq_len) as u32).collect();
         device.upload(&acts.positions.0.all(), &positions)?;
-        let mut gpt = Gpt { config, table, shape, kept, acts, loaded: 0, scale: 0.0 };
+        let mut gpt = Gpt { config, table, shape, kept, spill, acts, held: Cell::default(), loaded: 0, scale: 0.0 };
         fill(device, &mut gpt.acts.positions.1, &positions)?;
         Ok(gpt)
     }
@@ -55,7 +64,7 @@ impl Gpt {
         match recompute {
             Recompute::None => true,
             Recompute::Layer => false,
-            Recompute::Auto => Activations::bytes(config, shape, true) <= available,
+            Recompute::Auto => Activations::bytes(config, shape, true, false) <= available,
         }
     }
 
@@ -67,6 +76,11 @@ impl Gpt {
             cols: p.cols,
             vector: p.vector,
             initial: Initial { seed, tensor: i as u32, kind: p.initial },
+            group: match p.owner {
+                Visit::Embed => 0,
+                Visit::Layer(i) => i + 1,
+                Visit::Head => config.layers + 1,
+            },
         };
         Table::new(config).parameters.into_iter().enumerate().map(tensor).collect()
     }
@@ -106,6 +120,7 @@ impl Gpt {
     pub fn load(&mut self, device: &Device, batches: &[Micro]) -> Result<()> {
         assert!((1..=self.shape.micro_batches).contains(&batches.len()), "{} micro-batches", batches.len());
         self.loaded = batches.len();
+        self.held.set([None; 2]);
         for (ids, batch) in self.acts.ids.iter_mut().zip(batches) {
             device.upload(&ids.inputs.all(), &batch.inputs)?;
             device.upload(&ids.targets.all(), &batch.targets)?;
@@ -124,9 +139,15 @@ impl Gpt {
     pub fn forward(&self, fabric: &Fabric, store: &mut Store, visit: Visit) -> Result<()> {
         self.begin(store, visit, true)?;
         match visit {
-            Visit::Embed => (0..self.loaded).try_for_each(|micro| self.embed(fabric, store, micro)),
+            Visit::Embed => (0..self.loaded).try_for_each(|micro| {
+                let x = self.buffer(0, micro);
+                self.embed(fabric, store, micro, &x)?;
+                self.leave(store, 0, micro, &x)
+            }),
             Visit::Layer(layer) => (0..self.loaded).try_for_each(|micro| {
-                self.block(layer, micro).forward(fabric, store, Some(&self.acts.stream[layer + 1][micro]))
+                let (x, y) = (self.input(store, layer, micro)?, self.buffer(layer + 1, micro));
+                self.block(layer, micro, x).forward(fabric, store, Some(&y))?;
+                self.leave(store, layer + 1, micro, &y)
             }),
             Visit::Head => unreachable!("the head turns: its forward and backward are one sweep"),
         }
@@ -137,15 +158,23 @@ impl Gpt {
     ///
     /// # Errors
     /// What the device says.
-    pub fn turn(&self, fabric: &Fabric, store: &mut Store, scalars: &View, slot: usize, train: bool) -> Result<()> {
+    pub fn turn(
+        &self,
+        fabric: &Fabric,
+        store: &mut Store,
+        scalars: &View,
+        slot: usize,
+        mut train: Option<Told<'_>>,
+    ) -> Result<()> {
         self.begin(store, Visit::Head, false)?;
         for micro in 0..self.loaded {
-            let sweep = Sweep::new(self, micro);
+            let sweep = Sweep::new(self, micro, self.input(store, self.config.layers, micro)?);
             sweep.forward(fabric, store)?;
             let losses = &self.acts.head.losses;
             cross_entropy::sum(fabric.device(), losses, self.scale, scalars, slot, micro > 0)?;
-            if train {
-                sweep.backward(fabric, store, self.scale)?;
+            if let Some(told) = &mut train {
+                let mut done = Completion { last: micro + 1 == self.loaded, told: &mut **told };
+                sweep.backward(fabric, store, self.scale, &mut done)?;
             }
         }
         Ok(())
@@ -165,27 +194,35 @@ impl Gpt {
     ) -> Result<()> {
         self.begin(store, Visit::Head, false)?;
         (0..self.loaded).try_for_each(|micro| {
-            Sweep::new(self, micro).each_chunk(fabric, store, &mut |first, logits| take(micro, first, logits))
+            let sweep = Sweep::new(self, micro, self.input(store, self.config.layers, micro)?);
+            sweep.each_chunk(fabric, store, &mut |first, logits| take(micro, first, logits))
         })
     }
 
-    /// The backward pass of a visit, all micro-batches. Afterwards the gradients of the tensors that the visit owns are
-    /// complete.
+    /// The backward pass of a visit but the head, whose is part of [`Gpt::turn`]; all micro-batches. Afterwards the gradients
+    /// of the tensors that the visit owns are complete; `told` is told of each panel as it becomes so.
     ///
     /// # Errors
-    /// What the device says.
-    pub fn backward(&self, fabric: &Fabric, store: &mut Store, visit: Visit) -> Result<()> {
+    /// What the device says, and `told`.
+    pub fn backward(&self, fabric: &Fabric, store: &mut Store, visit: Visit, told: Told<'_>) -> Result<()> {
         if visit != Visit::Head {
             self.begin(store, visit, false)?;
         }
         match visit {
-            Visit::Embed => (0..self.loaded).try_for_each(|micro| self.embed_backward(fabric, store, micro)),
+            Visit::Embed => (0..self.loaded).try_for_each(|micro| {
+                let mut done = Completion { last: micro + 1 == self.loaded, told: &mut *told };
+                self.embed_backward(fabric, store, micro, &mut done)
+            }),
             Visit::Layer(layer) => (0..self.loaded).try_for_each(|micro| {
-                let block = self.block(layer, micro);
+                let mut done = Completion { last: micro + 1 == self.loaded, told: &mut *told };
+                let block = self.block(layer, micro, self.input(store, layer, micro)?);
+                if let (true, Some(before)) = (self.spill != Spill::None, layer.checked_sub(1)) {
+                    store.spill_ahead(self.number(before, micro))?;
+                }
                 if !self.kept {
                     block.forward(fabric, store, None)?;
                 }
-                block.backward(fabric, store, &self.acts.d_stream[micro])
+                block.backward(fabric, store, &self.acts.d_stream[micro], &mut done)
             }),
             Visit::Head => Ok(()),
         }
@@ -203,29 +240,73 @@ impl Gpt {
         store.begin_visit(&tensors(visit), &next.map_or(Vec::new(), |v| tensors(*v)))
     }
 
-    fn block(&self, layer: usize, micro: usize) -> Block<'_> {
+    /// The number under which the input of a layer is spilled.
+    fn number(&self, layer: usize, micro: usize) -> usize {
+        layer * self.shape.micro_batches + micro
+    }
+
+    /// The buffer of a layer's input: its own, or, where they are spilled, one of two that all take turns in.
+    fn buffer(&self, layer: usize, micro: usize) -> Matrix {
+        match self.spill {
+            Spill::None => self.acts.stream[layer][micro].clone(),
+            _ => self.acts.stream[layer % 2][0].clone(),
+        }
+    }
+
+    /// The input of a layer; the last is the head's.
+    fn input(&self, store: &mut Store, layer: usize, micro: usize) -> Result<Matrix> {
+        let (x, number) = (self.buffer(layer, micro), self.number(layer, micro));
+        let mut held = self.held.get();
+        if self.spill != Spill::None && held[layer % 2] != Some(number) {
+            store.unspill(number, &x)?;
+            held[layer % 2] = Some(number);
+            self.held.set(held);
+        }
+        Ok(x)
+    }
+
+    /// Lets the input of a layer leave the device, where it is spilled; its buffer still holds it.
+    fn leave(&self, store: &mut Store, layer: usize, micro: usize, x: &Matrix) -> Result<()> {
+        let mut held = self.held.get();
+        held[layer % 2] = Some(self.number(layer, micro));
+        self.held.set(held);
+        store.spill(self.spill, self.number(layer, micro), x)
+    }
+
+    /// Gradients of the residual stream of each micro-batch: what the visits that are still to come need of those before.
+    pub fn upstream(&self) -> &[Matrix] {
+        &self.acts.d_stream
+    }
+
+    fn block(&self, layer: usize, micro: usize, x: Matrix) -> Block<'_> {
         Block {
             config: &self.config,
             shape: &self.shape,
             rows: &self.table.layers[layer],
             all: &self.acts,
             kept: self.acts.layer(layer, micro),
-            x: &self.acts.stream[layer][micro],
+            x,
         }
     }
 
     /// `x = positions + tokens`.
-    fn embed(&self, fabric: &Fabric, store: &mut Store, micro: usize) -> Result<()> {
-        let (positions, x) = (self.acts.positions.0.all(), &self.acts.stream[0][micro]);
+    fn embed(&self, fabric: &Fabric, store: &mut Store, micro: usize, x: &Matrix) -> Result<()> {
+        let positions = self.acts.positions.0.all();
         embed(fabric, store, self.table.positions, &positions, x, false)?;
         embed(fabric, store, self.table.tokens, &self.acts.ids[micro].inputs.all(), x, true)
     }
 
-    fn embed_backward(&self, fabric: &Fabric, store: &mut Store, micro: usize) -> Result<()> {
+    fn embed_backward(
+        &self,
+        fabric: &Fabric,
+        store: &mut Store,
+        micro: usize,
+        done: &mut Completion<'_>,
+    ) -> Result<()> {
         let (positions, tokens) = (&self.acts.positions.1, &self.acts.ids[micro].index);
         let dx = &self.acts.d_stream[micro];
-        embed_backward(fabric, store, self.table.positions, positions, dx)?;
-        embed_backward(fabric, store, self.table.tokens, tokens, dx)
+        embed_backward(fabric, store, self.table.positions, positions, dx, done)?;
+        embed_backward(fabric, store, self.table.tokens, tokens, dx, done)
     }
 }
 
@@ -246,12 +327,20 @@ pub(super) fn embed(
     Ok(())
 }
 
-fn embed_backward(fabric: &Fabric, store: &mut Store, table: usize, index: &Index, dx: &Matrix) -> Result<()> {
+fn embed_backward(
+    fabric: &Fabric,
+    store: &mut Store,
+    table: usize,
+    index: &Index,
+    dx: &Matrix,
+    done: &mut Completion<'_>,
+) -> Result<()> {
     for panel in store.panels(table) {
         store.begin_operation();
-        let gradient = store.whole_gradient(table, panel)?;
+        let gradient = store.gradient_to_add(table, panel)?;
         let (rows, starts, ids) = (index.rows.all(), index.starts.all(), index.ids.all());
         embedding::backward(fabric.device(), &rows, &starts, &ids, index.count, dx, &gradient, panel.first_row)?;
+        done.panel(store, table, panel)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use super::activations::{Activations, vocabulary_chunk};
 use super::gpt::Gpt;
-use super::linear::{self, NormGradient};
+use super::linear::{self, Completion, NormGradient};
 use crate::program::matmul::{self, Form, Matmul};
 use crate::program::schedule::Fabric;
 use crate::program::{Matrix, cross_entropy};
@@ -25,13 +25,15 @@ pub struct Sweep<'a> {
     gpt: &'a Gpt,
     acts: &'a Activations,
     micro: usize,
+    /// The residual stream after the last layer.
+    x: Matrix,
     chunk: usize,
 }
 
 impl<'a> Sweep<'a> {
-    /// For a micro-batch of a model.
-    pub fn new(gpt: &'a Gpt, micro: usize) -> Sweep<'a> {
-        Sweep { gpt, acts: gpt.activations(), micro, chunk: vocabulary_chunk(gpt.config(), gpt.shape()) }
+    /// For a micro-batch of a model, with the residual stream after its last layer.
+    pub fn new(gpt: &'a Gpt, micro: usize, x: Matrix) -> Sweep<'a> {
+        Sweep { gpt, acts: gpt.activations(), micro, x, chunk: vocabulary_chunk(gpt.config(), gpt.shape()) }
     }
 
     /// Fills the losses of the rows.
@@ -60,7 +62,7 @@ impl<'a> Sweep<'a> {
 
     /// After [`Sweep::forward`] of the same micro-batch: gradients of the token table and of the residual stream, of
     /// `scale` times the sum of the losses.
-    pub fn backward(&self, fabric: &Fabric, store: &mut Store, scale: f32) -> Result<()> {
+    pub fn backward(&self, fabric: &Fabric, store: &mut Store, scale: f32, done: &mut Completion<'_>) -> Result<()> {
         let (head, device) = (&self.acts.head, fabric.device());
         let targets = self.acts.ids[self.micro].targets.all();
         let (y, stats) = &head.norm;
@@ -83,10 +85,9 @@ impl<'a> Sweep<'a> {
                 matmul::run(fabric, &product)?;
             }
         }
-        let x = &self.acts.stream.last().expect("a model has layers")[self.micro];
         let dx = &self.acts.d_stream[self.micro];
-        let norm = NormGradient { x, stats, dy: d_norm, residual: None, dx };
-        linear::norm_backward(fabric, store, self.gpt.table().norm_f, &norm)
+        let norm = NormGradient { x: &self.x, stats, dy: d_norm, residual: None, dx };
+        linear::norm_backward(fabric, store, self.gpt.table().norm_f, &norm, done)
     }
 
     /// The rows of a panel's gradient that belong to a piece, and whether to add to them. Chunks come from the last one
@@ -98,16 +99,15 @@ impl<'a> Sweep<'a> {
             let (gradient, fresh) = store.gradient(tokens, piece.panel)?;
             (gradient, !fresh)
         } else {
-            (store.whole_gradient(tokens, piece.panel)?, true)
+            (store.gradient_to_add(tokens, piece.panel)?, true)
         };
         Ok((gradient.rows(piece.in_panel, piece.rows), accumulate))
     }
 
     /// The last norm: what the head multiplies with the token table.
     fn norm(&self, fabric: &Fabric, store: &mut Store) -> Result<()> {
-        let x = self.acts.stream.last().expect("a model has layers");
         let (y, stats) = &self.acts.head.norm;
-        linear::norm(fabric, store, self.gpt.table().norm_f, self.gpt.config().norm_eps, &x[self.micro], y, stats)
+        linear::norm(fabric, store, self.gpt.table().norm_f, self.gpt.config().norm_eps, &self.x, y, stats)
     }
 
     fn chunks(&self) -> usize {

@@ -3,7 +3,7 @@
 
 use super::activations::{Activations, LayerActivations, Shape};
 use super::config::Config;
-use super::linear::{self, NormGradient};
+use super::linear::{self, Completion, NormGradient};
 use super::table::LayerRows;
 use crate::program::attention::{self, Attention};
 use crate::program::schedule::Fabric;
@@ -23,7 +23,7 @@ pub struct Block<'a> {
     /// This block's, of this micro-batch.
     pub kept: &'a LayerActivations,
     /// Residual stream before the block.
-    pub x: &'a Matrix,
+    pub x: Matrix,
 }
 
 impl Block<'_> {
@@ -31,12 +31,12 @@ impl Block<'_> {
     pub fn forward(&self, fabric: &Fabric, store: &mut Store, y: Option<&Matrix>) -> Result<()> {
         let (rows, kept, eps, device) = (self.rows, self.kept, self.config.norm_eps, fabric.device());
         let joins = &self.all.gradients.narrow;
-        linear::norm(fabric, store, rows.norm_1, eps, self.x, &kept.norm_1.0, &kept.norm_1.1)?;
+        linear::norm(fabric, store, rows.norm_1, eps, &self.x, &kept.norm_1.0, &kept.norm_1.1)?;
         linear::forward(fabric, store, rows.qkv, &kept.norm_1.0, &kept.qkv)?;
         let [q, k, v] = self.heads(&kept.qkv);
         attention::forward(fabric, &self.attention(), &q, &k, &v, &kept.attended, &kept.lse)?;
         linear::forward(fabric, store, rows.out, &kept.attended, joins)?;
-        residual_add::run(device, self.x, joins, &kept.middle)?;
+        residual_add::run(device, &self.x, joins, &kept.middle)?;
         linear::norm(fabric, store, rows.norm_2, eps, &kept.middle, &kept.norm_2.0, &kept.norm_2.1)?;
         linear::forward(fabric, store, rows.up, &kept.norm_2.0, &kept.up)?;
         gelu::forward(device, self.config.activation, &kept.up, &kept.activated)?;
@@ -48,28 +48,28 @@ impl Block<'_> {
     }
 
     /// Turns `dx`, the gradient after the block, into the gradient before it, and adds to the block's gradients.
-    pub fn backward(&self, fabric: &Fabric, store: &mut Store, dx: &Matrix) -> Result<()> {
+    pub fn backward(&self, fabric: &Fabric, store: &mut Store, dx: &Matrix, done: &mut Completion<'_>) -> Result<()> {
         let (rows, kept, g) = (self.rows, self.kept, &self.all.gradients);
         linear::backward_input(fabric, store, rows.down, dx, &g.wide)?;
-        linear::backward_weight(fabric, store, rows.down, &kept.activated, dx)?;
+        linear::backward_weight(fabric, store, rows.down, &kept.activated, dx, done)?;
         // GELU's output has served: its buffer takes the gradient of GELU's input.
         let d_up = &kept.activated;
         gelu::backward(fabric.device(), self.config.activation, &kept.up, &g.wide, d_up)?;
         linear::backward_input(fabric, store, rows.up, d_up, &g.narrow)?;
-        linear::backward_weight(fabric, store, rows.up, &kept.norm_2.0, d_up)?;
+        linear::backward_weight(fabric, store, rows.up, &kept.norm_2.0, d_up, done)?;
         let norm_2 =
             NormGradient { x: &kept.middle, stats: &kept.norm_2.1, dy: &g.narrow, residual: Some(dx), dx: &g.middle };
-        linear::norm_backward(fabric, store, rows.norm_2, &norm_2)?;
+        linear::norm_backward(fabric, store, rows.norm_2, &norm_2, done)?;
         linear::backward_input(fabric, store, rows.out, &g.middle, &g.narrow)?;
-        linear::backward_weight(fabric, store, rows.out, &kept.attended, &g.middle)?;
+        linear::backward_weight(fabric, store, rows.out, &kept.attended, &g.middle, done)?;
         let [q, k, v] = self.heads(&kept.qkv);
         let [dq, dk, dv] = self.heads(&g.qkv);
         let (out, d_out, shape) = (&kept.attended, &g.narrow, self.attention());
         attention::backward(fabric, &shape, &q, &k, &v, out, &kept.lse, d_out, &g.delta, &dq, &dk, &dv)?;
         linear::backward_input(fabric, store, rows.qkv, &g.qkv, &g.narrow)?;
-        linear::backward_weight(fabric, store, rows.qkv, &kept.norm_1.0, &g.qkv)?;
-        let norm_1 = NormGradient { x: self.x, stats: &kept.norm_1.1, dy: &g.narrow, residual: Some(&g.middle), dx };
-        linear::norm_backward(fabric, store, rows.norm_1, &norm_1)
+        linear::backward_weight(fabric, store, rows.qkv, &kept.norm_1.0, &g.qkv, done)?;
+        let norm_1 = NormGradient { x: &self.x, stats: &kept.norm_1.1, dy: &g.narrow, residual: Some(&g.middle), dx };
+        linear::norm_backward(fabric, store, rows.norm_1, &norm_1, done)
     }
 
     fn attention(&self) -> Attention {

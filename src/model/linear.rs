@@ -13,6 +13,21 @@ use crate::store::{Panel, Result, Store};
 /// The only panel of a vector.
 const VECTOR: Panel = Panel { index: 0, first_row: 0, rows: 1 };
 
+/// Who is told of each panel of a gradient as it becomes complete, while it is still where it was computed.
+pub struct Completion<'a> {
+    /// Whether this micro-batch is the last one: before it nothing is complete.
+    pub last: bool,
+    /// Told of tensor and panel.
+    pub told: &'a mut dyn FnMut(&mut Store, usize, Panel) -> Result<()>,
+}
+
+impl Completion<'_> {
+    /// The gradient of a panel is complete, if this micro-batch is the last.
+    pub fn panel(&mut self, store: &mut Store, tensor: usize, panel: Panel) -> Result<()> {
+        if self.last { (self.told)(store, tensor, panel) } else { Ok(()) }
+    }
+}
+
 /// `y = x W^T + b`.
 pub fn forward(fabric: &Fabric, store: &mut Store, layer: Affine, x: &Matrix, y: &Matrix) -> Result<()> {
     for panel in store.panels(layer.weight) {
@@ -42,14 +57,22 @@ pub fn backward_input(fabric: &Fabric, store: &mut Store, layer: Affine, dy: &Ma
 }
 
 /// `dW += dy^T x`, `db += column sums of dy`.
-pub fn backward_weight(fabric: &Fabric, store: &mut Store, layer: Affine, x: &Matrix, dy: &Matrix) -> Result<()> {
+pub fn backward_weight(
+    fabric: &Fabric,
+    store: &mut Store,
+    layer: Affine,
+    x: &Matrix,
+    dy: &Matrix,
+    done: &mut Completion<'_>,
+) -> Result<()> {
     for panel in store.panels(layer.weight) {
         store.begin_operation();
         let (gradient, fresh) = store.gradient(layer.weight, panel)?;
         let a = dy.columns(panel.first_row, panel.rows);
         matmul::run(fabric, &Matmul { form: Form::TN, a: &a, b: x, c: &gradient, bias: None, accumulate: !fresh })?;
+        done.panel(store, layer.weight, panel)?;
     }
-    backward_bias(fabric, store, layer, dy)
+    backward_bias(fabric, store, layer, dy, done)
 }
 
 /// `y = norm(x) * gain + bias`; `stats` keeps mean and reciprocal deviation of each row.
@@ -83,22 +106,36 @@ pub struct NormGradient<'a> {
 }
 
 /// `dx = norm backward (+ residual)`, gradients of gain and bias added.
-pub fn norm_backward(fabric: &Fabric, store: &mut Store, norm: Affine, g: &NormGradient<'_>) -> Result<()> {
+pub fn norm_backward(
+    fabric: &Fabric,
+    store: &mut Store,
+    norm: Affine,
+    g: &NormGradient<'_>,
+    done: &mut Completion<'_>,
+) -> Result<()> {
     let device = fabric.device();
     store.begin_operation();
     let (d_gain, fresh) = store.gradient(norm.weight, VECTOR)?;
     layer_norm::gain_backward(device, g.x, g.stats, g.dy, &d_gain, !fresh)?;
-    backward_bias(fabric, store, norm, g.dy)?;
+    done.panel(store, norm.weight, VECTOR)?;
+    backward_bias(fabric, store, norm, g.dy, done)?;
     store.begin_operation();
     let gain = store.weight(norm.weight, VECTOR)?;
     Ok(layer_norm::backward(device, g.x, &gain, g.stats, g.dy, g.residual, g.dx)?)
 }
 
-fn backward_bias(fabric: &Fabric, store: &mut Store, layer: Affine, dy: &Matrix) -> Result<()> {
+fn backward_bias(
+    fabric: &Fabric,
+    store: &mut Store,
+    layer: Affine,
+    dy: &Matrix,
+    done: &mut Completion<'_>,
+) -> Result<()> {
     if let Some(bias) = layer.bias {
         store.begin_operation();
         let (gradient, fresh) = store.gradient(bias, VECTOR)?;
         column_sum::run(fabric.device(), dy, &gradient, !fresh)?;
+        done.panel(store, bias, VECTOR)?;
     }
     Ok(())
 }

@@ -18,6 +18,6 @@ mod table;
 pub use activations::{Activations, Recompute, Shape};
 pub use config::{Config, ModelError};
 pub use decode::Decoder;
-pub use gpt::{Gpt, Micro};
+pub use gpt::{Gpt, Micro, Told};
 pub use presets::{PRESETS, nearest, preset};
 pub use table::{Parameter, Table, Visit};

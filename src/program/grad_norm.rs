@@ -49,7 +49,11 @@ crate::params! {
 crate::params! {
     /// Parameters of the last tile.
     pub struct FinishParams {
-        /// Number of slots.
+        /// The first slot.
+        first: u32,
+        /// Number of slots, from the first on, whose squares make the norm.
+        norm_slots: u32,
+        /// Number of slots, from the first on, that must be finite.
         slots: u32,
         /// Norm to clip to; 0: not at all.
         clip: f32,
@@ -134,18 +138,37 @@ pub fn partial(device: &Device, gradient: &Matrix, partials: &View, first_slot: 
     launch(device, &PARTIAL.kernel, &params, |_| slots as u32, &[gradient.view.clone(), partials.clone()])
 }
 
-/// Queues the end of the phase, after the `partial` of every panel: the first `slots` slots of `partials` and the loss
-/// in `scalars` give [`GRAD_NORM`], [`CLIP_SCALE`] and [`NON_FINITE`]. The formula is that of
-/// `torch.nn.utils.clip_grad_norm_`; `clip` 0 leaves the gradients as they are.
+/// The slots that the end of the phase looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// The first.
+    pub first: usize,
+    /// How many, from the first on, make the norm.
+    pub norm: usize,
+    /// How many, from the first on, must be finite: at least as many.
+    pub finite: usize,
+}
+
+impl Slots {
+    /// The first `slots`, for both.
+    pub fn all(slots: usize) -> Slots {
+        Slots { first: 0, norm: slots, finite: slots }
+    }
+}
+
+/// Queues the end of the phase, after the `partial` of every panel: slots of `partials` and the loss in `scalars` give
+/// [`GRAD_NORM`], [`CLIP_SCALE`] and [`NON_FINITE`]. The formula is that of `torch.nn.utils.clip_grad_norm_`; `clip` 0
+/// leaves the gradients as they are.
 ///
 /// # Errors
 /// [`DeviceError::Usage`] when `clip` is negative or not finite, or a view is too short; what the device says.
-pub fn finish(device: &Device, partials: &View, slots: usize, clip: f32, scalars: &View) -> Result<()> {
-    let valid = clip.is_finite() && clip >= 0.0;
-    if !valid || slots * SLOT_FLOATS > partials.len || scalars.len < SCALARS {
-        return Err(DeviceError::Usage(format!("grad_norm: clip {clip}, {slots} slots, {partials:?}, {scalars:?}")));
+pub fn finish(device: &Device, partials: &View, slots: Slots, clip: f32, scalars: &View) -> Result<()> {
+    let valid = clip.is_finite() && clip >= 0.0 && slots.norm <= slots.finite;
+    if !valid || (slots.first + slots.finite) * SLOT_FLOATS > partials.len || scalars.len < SCALARS {
+        return Err(DeviceError::Usage(format!("grad_norm: clip {clip}, {slots:?}, {partials:?}, {scalars:?}")));
     }
-    let params = FinishParams { slots: slots as u32, clip };
+    let [first, norm_slots, slots] = [slots.first, slots.norm, slots.finite].map(|n| n as u32);
+    let params = FinishParams { first, norm_slots, slots, clip };
     launch(device, &FINISH.kernel, &params, |_| 1, &[partials.clone(), scalars.clone()])
 }
 
@@ -169,8 +192,9 @@ fn partial_reference<F: Real>(args: &mut Args<'_, F>) {
 
 fn finish_reference<F: Real>(args: &mut Args<'_, F>) {
     let p: FinishParams = args.params();
-    let slots = args.read(0).chunks(SLOT_FLOATS).take(p.slots as usize);
+    let slots = args.read(0).chunks(SLOT_FLOATS).skip(p.first as usize).take(p.slots as usize);
     let scalars = args.write(1);
+    let norm = slots.clone().take(p.norm_slots as usize).fold(F::zero(), |sum, slot| sum + slot[0]);
     let (mut total, mut bad) = slots.fold((F::zero(), F::zero()), |(s, n), slot| (s + slot[0], n + slot[1]));
     let largest = F::of(f32::MAX.into());
     if !scalars[LOSS].is_finite() {
@@ -179,7 +203,7 @@ fn finish_reference<F: Real>(args: &mut Args<'_, F>) {
     if total > largest {
         (total, bad) = (largest, bad + F::one());
     }
-    let (norm, clip) = (total.sqrt(), F::of(p.clip.into()));
+    let (norm, clip) = (norm.min(total).sqrt(), F::of(p.clip.into()));
     scalars[GRAD_NORM] = norm;
     scalars[CLIP_SCALE] = if p.clip > 0.0 { F::one().min(clip / (norm + F::of(1e-6))) } else { F::one() };
     scalars[NON_FINITE] = bad;
@@ -235,9 +259,10 @@ fn partial_bound(args: &mut Args<'_, f64>) {
 /// inverse root (2 ulp): nine roundings. The clip scale adds a rounded sum, the constant and a division.
 fn finish_bound(args: &mut Args<'_, f64>) {
     let p: FinishParams = args.params();
-    let total: f64 = args.read(0).chunks(SLOT_FLOATS).take(p.slots as usize).map(|slot| slot[0]).sum();
+    let slots = args.read(0).chunks(SLOT_FLOATS).skip(p.first as usize).take(p.norm_slots as usize);
+    let total: f64 = slots.map(|slot| slot[0]).sum();
     let norm = total.min(f32::MAX.into()).sqrt();
-    let relative = EPS * (0.5 * f64::from(p.slots) + 9.0);
+    let relative = EPS * (0.5 * f64::from(p.norm_slots) + 9.0);
     let scalars = args.write(1);
     scalars.fill(0.0);
     scalars[GRAD_NORM] = relative * norm;
@@ -279,16 +304,19 @@ fn partial_cases() -> Vec<Case> {
 }
 
 fn finish_cases() -> Vec<Case> {
-    let case = |(slots, clip, loss): (usize, f32, f32)| {
-        let partials = (0..slots * SLOT_FLOATS).map(|i| if i % 2 == 0 { 0.01 + i as f32 } else { (i % 5 / 4) as f32 });
+    let case = |(first, norm_slots, slots, clip, loss): (usize, usize, usize, f32, f32)| {
+        let partials =
+            (0..(first + slots) * SLOT_FLOATS).map(|i| if i % 2 == 0 { 0.01 + i as f32 } else { (i % 5 / 4) as f32 });
         let mut scalars = vec![0.25; SCALARS];
         scalars[LOSS] = loss;
-        let params = FinishParams { slots: slots as u32, clip };
+        let params = FinishParams { first: first as u32, norm_slots: norm_slots as u32, slots: slots as u32, clip };
         Case {
-            label: format!("{slots} slots, clip {clip}, loss {loss}"),
+            label: format!("slots {first}+{norm_slots} of {slots}, clip {clip}, loss {loss}"),
             fills: vec![Fill::Floats(partials.collect()), Fill::Floats(scalars)],
             launch: Box::new(move |_| (words(&params), 1)),
         }
     };
-    [(1, 0.0, 2.0), (1, 0.05, 2.0), (1, 5.0, 2.0), (37, 1.0, 3.0), (300, 1.0, 3.0)].into_iter().map(case).collect()
+    let whole = [(1, 0.0, 2.0), (1, 0.05, 2.0), (1, 5.0, 2.0), (37, 1.0, 3.0), (300, 1.0, 3.0)];
+    let whole = whole.map(|(slots, clip, loss)| (0, slots, slots, clip, loss));
+    whole.into_iter().chain([(5, 20, 90, 1.0, 3.0), (1, 1, 2, 1.0, 3.0)]).map(case).collect()
 }

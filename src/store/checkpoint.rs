@@ -2,10 +2,10 @@
 //! name by name and shape by shape. Tensors pass one at a time, so neither way holds a second model in memory. It must
 //! never know what a tensor is for, nor what stands in the state that a caller keeps beside them.
 //!
-//! A checkpoint to go on from is a folder `step-NNNNNN` of three files: `model.safetensors`, `optimizer.safetensors` (both
-//! moments) and `state.json`, which also holds a hash (XXH3, 128 bits) of each file and of itself.
+//! A checkpoint to go on from is a folder `step-NNNNNN` of three files: `model.safetensors`, `optimizer.safetensors` (what the
+//! optimiser keeps) and `state.json`, which also holds a hash (XXH3, 128 bits) of each file and of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::durable::{self, Disk, WriteError};
-use super::{Role, Store, StoreError, Tensor};
+use super::{Array, Format, Role, Store, StoreError};
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +64,11 @@ pub type Result<T> = std::result::Result<T, CheckpointError>;
 
 /// File of the weights.
 pub const WEIGHTS: &str = "model.safetensors";
-const MOMENTS: &str = "optimizer.safetensors";
+const STATES: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
-/// Roles in each file, with what stands before the name of a tensor.
-const WEIGHT_ROLES: &[(Role, &str)] = &[(Role::Weight, "")];
-const MOMENT_ROLES: &[(Role, &str)] = &[(Role::Moment1, "moment1."), (Role::Moment2, "moment2.")];
+/// Roles in each file.
+const WEIGHT_ROLES: &[Role] = &[Role::Weight];
+const STATE_ROLES: &[Role] = &[Role::State1, Role::State2, Role::Master];
 /// Longest header that is read, as the format's own library has it.
 const HEADER_BYTES: u64 = 100_000_000;
 /// Longest state that is read.
@@ -106,14 +106,14 @@ pub fn save(store: &mut Store, disk: &dyn Disk, path: &Path, metadata: &BTreeMap
     failed.map_or_else(|| Ok(written?), |error| Err(StoreError::into(error)))
 }
 
-/// Writes weights, moments and a caller's `state` as a folder.
+/// Writes weights, states of the optimiser and a caller's `state` as a folder.
 ///
 /// # Errors
 /// [`CheckpointError`]; no folder of that name is then there that was not there before.
 pub fn save_folder(store: &mut Store, disk: &dyn Disk, path: &Path, state: &impl Serialize) -> Result<()> {
     durable::write_folder(disk, path, |part| {
         let mut files = BTreeMap::new();
-        for (name, roles) in [(WEIGHTS, WEIGHT_ROLES), (MOMENTS, MOMENT_ROLES)] {
+        for (name, roles) in [(WEIGHTS, WEIGHT_ROLES), (STATES, STATE_ROLES)] {
             let (mut failed, mut hash) = (None, String::new());
             let written = durable::write_through(disk, &part.join(name), |file| {
                 let mut hashed = Hashed { file, hash: Xxh3::new() };
@@ -141,11 +141,11 @@ pub fn save_folder(store: &mut Store, disk: &dyn Disk, path: &Path, state: &impl
 /// replaced then.
 pub fn load(store: &mut Store, path: &Path) -> Result<()> {
     let mut source = Source::open(path)?;
-    source.expect(store.tensors(), WEIGHT_ROLES)?;
+    source.expect(store, WEIGHT_ROLES)?;
     source.load(store, WEIGHT_ROLES)
 }
 
-/// Reads weights and moments of a store from a folder that [`save_folder`] wrote.
+/// Reads weights and states of a store from a folder that [`save_folder`] wrote.
 ///
 /// # Errors
 /// [`CheckpointError::Damaged`] where a file is not the one that was written, [`CheckpointError::Content`] where it is of
@@ -153,14 +153,14 @@ pub fn load(store: &mut Store, path: &Path) -> Result<()> {
 pub fn load_folder(store: &mut Store, path: &Path) -> Result<()> {
     let sealed: Sealed = unseal(path)?;
     let mut sources = Vec::new();
-    for (name, roles) in [(WEIGHTS, WEIGHT_ROLES), (MOMENTS, MOMENT_ROLES)] {
+    for (name, roles) in [(WEIGHTS, WEIGHT_ROLES), (STATES, STATE_ROLES)] {
         let file = path.join(name);
         let known = sealed.files.get(name);
         if known != Some(&hash_of(&file)?) {
             return Err(CheckpointError::Damaged { path: file, reason: "its hash is not that of the state".into() });
         }
         let source = Source::open(&file)?;
-        source.expect(store.tensors(), roles)?;
+        source.expect(store, roles)?;
         sources.push((source, roles));
     }
     sources.into_iter().try_for_each(|(mut source, roles)| source.load(store, roles))
@@ -280,7 +280,7 @@ impl Write for Hashed<'_> {
 /// Writes tensors in some roles. What the store says of an error comes out in `failed`.
 fn write(
     store: &mut Store,
-    roles: &[(Role, &str)],
+    roles: &[Role],
     metadata: &BTreeMap<String, String>,
     file: &mut dyn Write,
     failed: &mut Option<StoreError>,
@@ -289,23 +289,27 @@ fn write(
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::to_value(metadata)?);
     }
-    for (_, prefix) in roles {
-        for t in store.tensors() {
-            let begin = end;
-            end += t.rows * t.cols * 4;
-            let info = TensorInfo { dtype: Dtype::F32, shape: shape(t), data_offsets: (begin, end) };
-            header.insert(format!("{prefix}{}", t.name), serde_json::to_value(info)?);
-        }
+    for (name, array, vector) in arrays(store, roles) {
+        let begin = end;
+        end += array.rows * array.cols * width(array.format);
+        let info = TensorInfo { dtype: dtype(array.format), shape: shape(&array, vector), data_offsets: (begin, end) };
+        header.insert(name, serde_json::to_value(info)?);
     }
     let mut header = serde_json::to_vec(&header)?;
     // The format wants the data to begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    for (role, _) in roles {
+    for &role in roles {
         for tensor in 0..store.tensors().len() {
-            match store.read(tensor, *role) {
-                Ok(values) => file.write_all(bytemuck::cast_slice(&values))?,
+            let Some(array) = store.array(tensor, role) else { continue };
+            match store.read(tensor, role) {
+                Ok(values) if width(array.format) == 4 => file.write_all(bytemuck::cast_slice(&values))?,
+                Ok(values) => {
+                    let mut bytes = vec![0; array.format.bytes(array.rows, array.cols)];
+                    array.format.encode(&values, array.rows, array.cols, array.cols, &mut bytes);
+                    file.write_all(&bytes)?;
+                }
                 Err(error) => {
                     *failed = Some(error);
                     return Err(io::Error::other("the device failed"));
@@ -314,6 +318,25 @@ fn write(
         }
     }
     Ok(())
+}
+
+/// What is kept in some roles, in the order of a file: name, array, and whether its tensor has one dimension.
+fn arrays(store: &Store, roles: &[Role]) -> Vec<(String, Array, bool)> {
+    let of = |role: Role, number: usize| {
+        let tensor = &store.tensors()[number];
+        Some((format!("{}{}", role.prefix(), tensor.name), store.array(number, role)?, tensor.vector))
+    };
+    roles.iter().flat_map(|&role| (0..store.tensors().len()).filter_map(move |number| of(role, number))).collect()
+}
+
+/// The type in a file of what is kept in a format: f32 holds the values of every one.
+fn dtype(format: Format) -> Dtype {
+    if format == Format::Bf16 { Dtype::BF16 } else { Dtype::F32 }
+}
+
+/// Bytes of a value of that type.
+fn width(format: Format) -> usize {
+    if format == Format::Bf16 { 2 } else { 4 }
 }
 
 /// A safetensors file, open.
@@ -352,50 +375,50 @@ impl Source {
         Ok(Source { path: path.into(), file, header, begin: 8 + length })
     }
 
-    /// Whether it has exactly these tensors.
-    fn expect(&self, tensors: &[Tensor], roles: &[(Role, &str)]) -> Result<()> {
+    /// Whether it has exactly the arrays of a store.
+    fn expect(&self, store: &Store, roles: &[Role]) -> Result<()> {
         let content = |reason: String| Err(CheckpointError::Content { path: self.path.clone(), reason });
-        for (_, prefix) in roles {
-            for tensor in tensors {
-                let name = format!("{prefix}{}", tensor.name);
-                let Some(found) = self.header.info(&name) else {
-                    return content(format!("tensor {name} is missing: is this a checkpoint of another model?"));
-                };
-                let ours = shape(tensor);
-                if found.shape != ours || found.dtype != Dtype::F32 {
-                    let (dtype, theirs) = (found.dtype, &found.shape);
-                    return content(format!("{name} is {dtype:?} {theirs:?}, the model has F32 {ours:?}"));
-                }
+        let ours = arrays(store, roles);
+        for (name, array, vector) in &ours {
+            let Some(found) = self.header.info(name) else {
+                return content(format!("tensor {name} is missing: is this a checkpoint of another model?"));
+            };
+            let (ours, ours_dtype) = (shape(array, *vector), dtype(array.format));
+            if found.shape != ours || found.dtype != ours_dtype {
+                let (dtype, theirs) = (found.dtype, &found.shape);
+                return content(format!("{name} is {dtype:?} {theirs:?}, the model has {ours_dtype:?} {ours:?}"));
             }
         }
-        let known = |name: &str| {
-            roles.iter().any(|(_, p)| name.strip_prefix(p).is_some_and(|n| tensors.iter().any(|t| t.name == n)))
-        };
-        match self.header.offset_keys().into_iter().find(|name| !known(name)) {
+        let known: HashSet<&str> = ours.iter().map(|(name, ..)| name.as_str()).collect();
+        match self.header.offset_keys().into_iter().find(|name| !known.contains(name.as_str())) {
             Some(unknown) => content(format!("tensor {unknown} is not of this model")),
             None => Ok(()),
         }
     }
 
     /// Reads tensors that [`Source::expect`] found.
-    fn load(&mut self, store: &mut Store, roles: &[(Role, &str)]) -> Result<()> {
-        for (role, prefix) in roles {
+    fn load(&mut self, store: &mut Store, roles: &[Role]) -> Result<()> {
+        for &role in roles {
             for number in 0..store.tensors().len() {
-                let name = format!("{prefix}{}", store.tensors()[number].name);
+                let Some(array) = store.array(number, role) else { continue };
+                let name = format!("{}{}", role.prefix(), store.tensors()[number].name);
                 let (begin, end) = self.header.info(&name).map_or((0, 0), |info| info.data_offsets);
-                let mut values = vec![0f32; (end - begin) / 4];
+                let mut bytes = vec![0u8; end - begin];
                 let read = self
                     .file
                     .seek(SeekFrom::Start(self.begin + begin as u64))
-                    .and_then(|_| self.file.read_exact(bytemuck::cast_slice_mut(&mut values)));
+                    .and_then(|_| self.file.read_exact(&mut bytes));
                 read.map_err(|source| CheckpointError::Read { path: self.path.clone(), source })?;
-                store.write(number, *role, &values)?;
+                let mut values = vec![0f32; array.rows * array.cols];
+                let format = if width(array.format) == 4 { Format::F32 } else { array.format };
+                format.decode(&bytes, array.rows, array.cols, array.cols, &mut values);
+                store.write(number, role, &values)?;
             }
         }
         Ok(())
     }
 }
 
-fn shape(tensor: &Tensor) -> Vec<usize> {
-    if tensor.vector { vec![tensor.cols] } else { vec![tensor.rows, tensor.cols] }
+fn shape(array: &Array, vector: bool) -> Vec<usize> {
+    if vector || !array.cut { vec![array.cols] } else { vec![array.rows, array.cols] }
 }

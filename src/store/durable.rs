@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::direct::RealFile;
 
@@ -82,6 +83,8 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// As [`Disk::create`].
     fn available(&self, path: &Path) -> io::Result<u64>;
+    /// The same disk, for work in the background.
+    fn share(&self) -> Arc<dyn Disk>;
 }
 
 /// A file that is read and written at any place, by several threads at once.
@@ -161,6 +164,10 @@ impl Disk for RealDisk {
 
     fn available(&self, path: &Path) -> io::Result<u64> {
         fs4::available_space(path)
+    }
+
+    fn share(&self) -> Arc<dyn Disk> {
+        Arc::new(RealDisk)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use half::{bf16, f16};
 
 use super::shards::{Dtype, Entry, Shards};
-use super::{Role, Store, StoreError, Tensor};
+use super::{Store, StoreError, Tensor};
 
 /// Where the values of a tensor come from.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ pub fn load(store: &mut Store, shards: &Shards, sources: &[Source]) -> Result<()
         let Tensor { rows, cols, .. } = store.tensors()[number];
         let place = |at: usize| if source.transposed { at % cols * rows + at / cols } else { at };
         let values: Vec<f32> = (0..rows * cols).map(|at| value(&entry, place(at))).collect();
-        store.write(number, Role::Weight, &values)?;
+        store.set(number, &values)?;
     }
     Ok(())
 }

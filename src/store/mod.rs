@@ -1,30 +1,45 @@
-//! Where parameters live: a store hands out panels in device slots and keeps the rest in host memory.
+//! Where parameters live: a store hands out panels in device slots and keeps the rest in host memory or on a disk.
 //!
 //! There is one path for every size. A cell is one panel of one tensor in one [`Role`]; it lies in a device slot, in host
-//! memory, or nowhere at all while it is still its formula (`initial values`, or zero). `resident` gives every cell a slot
-//! of its own, `ram` makes them take turns; neither can change a bit of any result. The store knows tensors by number; it
-//! must never know a model or a training step.
+//! memory, on a disk, or nowhere at all while it is still its formula (`initial values`, or zero). `resident` gives every
+//! cell a slot of its own, `ram` and `disk` make them take turns; none can change a bit of any result. The store knows
+//! tensors by number; it must never know a model or a training step.
 
 pub mod block;
+mod cells;
 pub mod checkpoint;
 mod direct;
+pub mod disk;
 pub mod durable;
 pub mod export;
 pub mod format;
 pub mod import;
+pub mod journal;
 mod panel;
+pub mod plan;
+pub mod role;
 pub mod safetensors;
 pub mod shards;
 mod slots;
+pub mod spill;
 pub mod stream;
 pub mod volume;
 
+pub use disk::{Archive, DiskError};
+pub use format::Format;
 pub use panel::{Cut, PANEL_BYTES, Panel};
+pub use role::{Array, Role, Training};
 pub use slots::SlotPlan;
+pub use spill::Spill;
 
 use crate::device::{Device, DeviceError};
+use crate::program::Matrix;
 use crate::program::initial::{self, Initial, Kind};
-use crate::program::{Matrix, initial::run as fill};
+use crate::program::round::{self, Mode, Round};
+use cells::{Cells, Rest};
+use disk::DiskStore;
+use journal::{Interrupted, Mark};
+use plan::{Kept, Need, PER_OPERATION, Plan};
 use slots::{Place, Slots};
 
 /// One tensor to be stored.
@@ -40,6 +55,8 @@ pub struct Tensor {
     pub vector: bool,
     /// What it holds before its first update.
     pub initial: Initial,
+    /// Tensors of one group are used together: on a disk they share a file.
+    pub group: usize,
 }
 
 /// Where panels stay between visits.
@@ -50,35 +67,28 @@ pub enum Placement {
     Resident,
     /// In host memory; device slots hold what is in use.
     Ram,
+    /// On a disk, which is the checkpoint too; device slots hold what is in use.
+    Disk,
 }
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Where panels stay.
+    /// Where panels stay. [`Placement::Disk`] is opened with [`Store::on_disk`].
     pub placement: Placement,
     /// Device memory for slots in bytes; `None`: as much as it takes.
     pub budget: Option<u64>,
-    /// Whether gradients and moments will be asked for, beside weights.
-    pub training: bool,
+    /// How weights rest off the device; what is not f32 is rounded on the device.
+    pub weights: Format,
+    /// What is kept beside weights; `None` where nothing is trained.
+    pub training: Option<Training>,
 }
 
-/// What a cell is to its tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The parameter.
-    Weight,
-    /// Its gradient of this step.
-    Gradient,
-    /// First moment of AdamW.
-    Moment1,
-    /// Second moment of AdamW.
-    Moment2,
+impl Options {
+    /// For a model that is only asked: f32 weights, on the device.
+    pub const WEIGHTS: Options =
+        Options { placement: Placement::Resident, budget: None, weights: Format::F32, training: None };
 }
-
-const ROLES: usize = 4;
-/// Slots that one operation may need of one size: the four roles of a panel.
-const PER_OPERATION: usize = 4;
 
 /// Errors of a store.
 #[derive(Debug, thiserror::Error)]
@@ -96,41 +106,43 @@ pub enum StoreError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// Result of a store call.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// The four panels that an update takes together.
+/// The panels that an update takes together.
 pub struct Update {
     /// Parameters.
     pub weight: Matrix,
     /// Gradient.
     pub gradient: Matrix,
-    /// First moment.
-    pub moment1: Matrix,
-    /// Second moment.
-    pub moment2: Matrix,
+    /// States of the optimiser that are cut as the tensor is.
+    pub states: [Option<Matrix>; 2],
+    /// Parameters at full precision, where the weights are rounded.
+    pub master: Option<Matrix>,
 }
 
-struct Cell {
-    /// Values in host memory, padded as on the device; `None` while the cell is its formula.
-    host: Option<Vec<f32>>,
-    place: Option<Place>,
-    /// A gradient that nothing was added to in this step.
-    fresh: bool,
+impl Update {
+    /// What the optimiser moves: the master where there is one.
+    pub fn target(&self) -> &Matrix {
+        self.master.as_ref().unwrap_or(&self.weight)
+    }
 }
 
-/// The parameters of a model with their gradients and moments.
+/// The parameters of a model with their gradients and states.
 pub struct Store {
     device: Device,
     tensors: Vec<Tensor>,
-    cuts: Vec<Cut>,
-    classes: Vec<usize>,
-    first_cell: Vec<usize>,
-    cells: Vec<Cell>,
+    options: Options,
+    cells: Cells,
     slots: Slots,
-    plan: SlotPlan,
+    plan: Plan,
+    disk: Option<DiskStore>,
+    spilled: spill::Spilled,
 }
 
 impl Store {
@@ -138,19 +150,55 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::TooSmall`] when the smallest plan exceeds the budget; what the device says.
+    ///
+    /// # Panics
+    /// For [`Placement::Disk`].
     pub fn new(device: &Device, tensors: Vec<Tensor>, options: Options) -> Result<Store> {
-        let (cuts, plan) = plan(device, &tensors, options)?;
-        let class = |cut: &Cut| plan.classes.iter().position(|(e, _)| *e == cut.elements()).expect("planned above");
-        let classes = cuts.iter().map(class).collect();
-        let mut first_cell = Vec::with_capacity(cuts.len());
-        let mut cells = 0;
-        for cut in &cuts {
-            first_cell.push(cells);
-            cells += cut.count() * ROLES;
-        }
-        let cells = (0..cells).map(|_| Cell { host: None, place: None, fresh: true }).collect();
-        let slots = Slots::new(device, &plan)?;
-        Ok(Store { device: device.clone(), tensors, cuts, classes, first_cell, cells, slots, plan })
+        assert!(options.placement != Placement::Disk, "a store on a disk has a folder");
+        let plan = Store::plan_for(device, &tensors, options)?;
+        Store::with(device, tensors, options, plan, None)
+    }
+
+    /// Opens a store whose panels lie in a folder, as they are there; what is not there yet is its formula. Where the last
+    /// step was interrupted after it began to replace what it read, that step is to be completed: see [`Interrupted`].
+    ///
+    /// # Errors
+    /// As [`Store::new`]; [`DiskError`] where the folder is not of these tensors, damaged, or too small a disk.
+    pub fn on_disk(
+        device: &Device,
+        tensors: Vec<Tensor>,
+        options: Options,
+        archive: &Archive,
+    ) -> Result<(Store, disk::Opened)> {
+        let plan = Store::plan_for(device, &tensors, options)?;
+        let (disk, opened) = DiskStore::open(archive, &tensors, &plan.arrays)?;
+        let mut store = Store::with(device, tensors, options, plan, Some(disk))?;
+        store.cells.settle_on_disk(&opened.present);
+        Ok((store, opened))
+    }
+
+    fn plan_for(device: &Device, tensors: &[Tensor], options: Options) -> Result<Plan> {
+        let Options { placement, budget, weights, training } = options;
+        Plan::new(device.limits(), tensors, Need { placement, weights, training, budget })
+    }
+
+    fn with(
+        device: &Device,
+        tensors: Vec<Tensor>,
+        options: Options,
+        plan: Plan,
+        disk: Option<DiskStore>,
+    ) -> Result<Store> {
+        Ok(Store {
+            device: device.clone(),
+            cells: Cells::new(&plan.arrays),
+            slots: Slots::new(device, &plan.slots)?,
+            spilled: spill::Spilled::default(),
+            tensors,
+            options,
+            plan,
+            disk,
+        })
     }
 
     /// The tensors, by number.
@@ -160,48 +208,94 @@ impl Store {
 
     /// The device slots.
     pub fn plan(&self) -> &SlotPlan {
-        &self.plan
+        &self.plan.slots
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What is kept of a tensor in a role.
+    pub fn array(&self, tensor: usize, role: Role) -> Option<Array> {
+        self.kept(tensor, role).map(|(array, _)| array)
+    }
+
+    fn kept(&self, tensor: usize, role: Role) -> Kept {
+        self.plan.arrays[tensor][role as usize]
     }
 
     /// The panels of a tensor, in order.
     pub fn panels(&self, tensor: usize) -> impl Iterator<Item = Panel> + use<> {
-        self.cuts[tensor].panels()
+        self.panels_of(tensor, Role::Weight)
+    }
+
+    fn panels_of(&self, tensor: usize, role: Role) -> impl Iterator<Item = Panel> + use<> {
+        self.kept(tensor, role).into_iter().flat_map(|(_, cut)| cut.panels())
     }
 
     /// Begins a step: all gradients are zero again.
     pub fn begin_step(&mut self) {
-        for gradient in self.cells.iter_mut().skip(Role::Gradient as usize).step_by(ROLES) {
-            gradient.fresh = true;
+        self.cells.forget_gradients();
+        if let Some(disk) = &mut self.disk {
+            disk.begin_step();
         }
     }
 
-    /// Begins a visit to the tensors `now`; those of the visit after it, `next`, are fetched ahead as far as slots are free.
+    /// Begins a visit to the tensors `now`; those of the visit after it, `next`, are fetched ahead: from a disk as far as its
+    /// read-ahead reaches, from host memory as far as slots are free.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
     pub fn begin_visit(&mut self, now: &[usize], next: &[usize]) -> Result<()> {
         self.slots.begin_visit();
         for &tensor in now {
-            for panel in self.cuts[tensor].panels() {
-                if let Some(place) = self.cells[self.cell(tensor, panel.index, Role::Weight)].place {
+            for panel in self.panels(tensor) {
+                if let Some(place) = self.cells.at(tensor, Role::Weight, panel.index).place {
                     self.slots.touch(place);
                 }
             }
         }
+        if let Some(disk) = &mut self.disk {
+            for &tensor in now.iter().chain(next) {
+                disk.ahead(&self.cells, &self.plan.arrays, tensor, Role::Weight)?;
+            }
+            return Ok(());
+        }
         for &tensor in next {
-            let class = self.classes[tensor];
-            if self.plan.classes[class].1 <= PER_OPERATION {
+            self.fetch_ahead(tensor)?;
+        }
+        Ok(())
+    }
+
+    /// Announces that tensors will soon be updated: what an update reads beside weights and gradients is fetched ahead.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn expect_update(&mut self, tensors: &[usize]) -> Result<()> {
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        for &tensor in tensors {
+            for role in [Role::State1, Role::State2, Role::Master] {
+                disk.ahead(&self.cells, &self.plan.arrays, tensor, role)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fetch_ahead(&mut self, tensor: usize) -> Result<()> {
+        let Some((_, cut)) = self.kept(tensor, Role::Weight) else { return Ok(()) };
+        let class = self.plan.class(&cut);
+        if self.plan.slots.classes[class].1 <= PER_OPERATION {
+            return Ok(());
+        }
+        for panel in cut.panels() {
+            let cell = self.cells.index(tensor, Role::Weight, panel.index);
+            if self.cells.all[cell].place.is_some() {
                 continue;
             }
-            for panel in self.cuts[tensor].panels() {
-                let cell = self.cell(tensor, panel.index, Role::Weight);
-                if self.cells[cell].place.is_some() {
-                    continue;
-                }
-                let Some(place) = self.slots.spare(class) else { break };
-                self.occupy(place, cell)?;
-                self.load(tensor, panel, Role::Weight, place)?;
-            }
+            let Some(place) = self.slots.spare(class) else { break };
+            self.occupy(place, cell)?;
+            self.load(cell, place)?;
         }
         Ok(())
     }
@@ -214,57 +308,84 @@ impl Store {
     /// The values of a panel, to read.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
     pub fn weight(&mut self, tensor: usize, panel: Panel) -> Result<Matrix> {
-        self.fetch(tensor, panel, Role::Weight, false)
+        self.fetch(tensor, panel.index, Role::Weight, false)
     }
 
     /// The gradient of a panel, to add to; `true` when nothing was added in this step: its contents are then undefined
     /// and the caller must write all of it.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
     pub fn gradient(&mut self, tensor: usize, panel: Panel) -> Result<(Matrix, bool)> {
-        let cell = self.cell(tensor, panel.index, Role::Gradient);
-        let fresh = self.cells[cell].fresh;
-        Ok((self.fetch(tensor, panel, Role::Gradient, true)?, fresh))
+        let fresh = self.cells.at(tensor, Role::Gradient, panel.index).fresh;
+        Ok((self.fetch(tensor, panel.index, Role::Gradient, true)?, fresh))
     }
 
     /// The gradient of a panel, zeroed where nothing was added in this step.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
     pub fn whole_gradient(&mut self, tensor: usize, panel: Panel) -> Result<Matrix> {
-        let (matrix, fresh) = self.gradient(tensor, panel)?;
-        if fresh {
-            fill(
-                &self.device,
-                &Initial { kind: Kind::Zero, ..self.tensors[tensor].initial },
-                &matrix,
-                panel.first_row,
-            )?;
+        if !self.cells.at(tensor, Role::Gradient, panel.index).fresh {
+            return self.fetch(tensor, panel.index, Role::Gradient, false);
         }
+        let matrix = self.fetch(tensor, panel.index, Role::Gradient, true)?;
+        let zero = Initial { kind: Kind::Zero, ..self.tensors[tensor].initial };
+        initial::run(&self.device, &zero, &matrix, panel.first_row)?;
         Ok(matrix)
     }
 
-    /// Everything an update of a panel needs, to write.
+    /// The gradient of a panel, to write where the whole panel is not written at once: zeroed where nothing was added yet.
     ///
     /// # Errors
-    /// What the device says.
-    pub fn update(&mut self, tensor: usize, panel: Panel) -> Result<Update> {
-        self.begin_operation();
-        Ok(Update {
-            gradient: self.whole_gradient(tensor, panel)?,
-            weight: self.fetch(tensor, panel, Role::Weight, true)?,
-            moment1: self.fetch(tensor, panel, Role::Moment1, true)?,
-            moment2: self.fetch(tensor, panel, Role::Moment2, true)?,
-        })
+    /// What the device or the disk says.
+    pub fn gradient_to_add(&mut self, tensor: usize, panel: Panel) -> Result<Matrix> {
+        self.whole_gradient(tensor, panel)?;
+        self.fetch(tensor, panel.index, Role::Gradient, true)
     }
 
-    /// All values of a tensor, row-major without padding.
+    /// Drops the gradient of a panel: it was used and will not be asked for again in this step.
+    pub fn drop_gradient(&mut self, tensor: usize, panel: Panel) {
+        let cell = self.cells.index(tensor, Role::Gradient, panel.index);
+        self.cells.all[cell].fresh = true;
+        if let Some(place) = self.cells.all[cell].place {
+            self.slots.touch(place).dirty = false;
+        }
+    }
+
+    /// Everything that is kept of a panel and cut as the tensor is, to write.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
+    pub fn update(&mut self, tensor: usize, panel: Panel) -> Result<Update> {
+        self.begin_operation();
+        let gradient = self.whole_gradient(tensor, panel)?;
+        let mut cut = |role: Role| match self.kept(tensor, role) {
+            Some((array, _)) if array.cut => self.fetch(tensor, panel.index, role, true).map(Some),
+            _ => Ok(None),
+        };
+        let (weight, states) = (cut(Role::Weight)?, [cut(Role::State1)?, cut(Role::State2)?]);
+        let master = cut(Role::Master)?;
+        Ok(Update { gradient, weight: weight.expect("every tensor has weights"), states, master })
+    }
+
+    /// A state that is not cut as its tensor is, to write.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
+    ///
+    /// # Panics
+    /// When there is no such state.
+    pub fn state(&mut self, tensor: usize, role: Role) -> Result<Matrix> {
+        self.fetch(tensor, 0, role, true)
+    }
+
+    /// All values of a tensor in a role, row-major without padding.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
     pub fn read(&mut self, tensor: usize, role: Role) -> Result<Vec<f32>> {
         self.collect(tensor, role, |matrix, device| matrix.download(device))
     }
@@ -272,27 +393,49 @@ impl Store {
     /// The same at the precision that the device keeps.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
     pub fn read_f64(&mut self, tensor: usize, role: Role) -> Result<Vec<f64>> {
         self.collect(tensor, role, |matrix, device| matrix.download_f64(device))
     }
 
-    /// Replaces all values of a tensor.
+    /// Replaces all values of a tensor in a role. Where that keeps rounded values, they must be.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the disk says.
     ///
     /// # Panics
-    /// When `values` has another length than the tensor.
+    /// When `values` has another length than the array.
     pub fn write(&mut self, tensor: usize, role: Role, values: &[f32]) -> Result<()> {
-        let cols = self.tensors[tensor].cols;
-        assert_eq!(values.len(), self.tensors[tensor].rows * cols, "values of {}", self.tensors[tensor].name);
-        for panel in self.panels(tensor) {
+        let Array { rows, cols, .. } = self.array(tensor, role).expect("a role that is kept");
+        assert_eq!(values.len(), rows * cols, "values of {}", self.tensors[tensor].name);
+        for panel in self.panels_of(tensor, role) {
             self.begin_operation();
-            let matrix = self.fetch(tensor, panel, role, true)?;
+            let matrix = self.fetch(tensor, panel.index, role, true)?;
             matrix.upload(&self.device, &values[panel.first_row * cols..][..panel.rows * cols])?;
         }
         Ok(())
+    }
+
+    /// Gives a parameter another value: it and, where one is kept, its master. It is rounded to what its format holds.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
+    ///
+    /// # Panics
+    /// When `values` has another length than the tensor.
+    pub fn set(&mut self, tensor: usize, values: &[f32]) -> Result<()> {
+        if self.array(tensor, Role::Master).is_some() {
+            self.write(tensor, Role::Master, values)?;
+        }
+        let rounded: Vec<f32>;
+        let values = match self.array(tensor, Role::Weight).map(|a| a.format) {
+            Some(Format::Bf16) => {
+                rounded = values.iter().map(|x| round::bf16_nearest(*x)).collect();
+                &rounded
+            }
+            _ => values,
+        };
+        self.write(tensor, Role::Weight, values)
     }
 
     fn collect<T>(
@@ -301,124 +444,223 @@ impl Store {
         role: Role,
         download: impl Fn(&Matrix, &Device) -> crate::device::Result<Vec<T>>,
     ) -> Result<Vec<T>> {
-        let mut values = Vec::with_capacity(self.tensors[tensor].rows * self.tensors[tensor].cols);
-        for panel in self.panels(tensor) {
+        let Array { rows, cols, .. } = self.array(tensor, role).expect("a role that is kept");
+        let mut values = Vec::with_capacity(rows * cols);
+        for panel in self.panels_of(tensor, role) {
             self.begin_operation();
             let matrix = match role {
                 Role::Gradient => self.whole_gradient(tensor, panel)?,
-                _ => self.fetch(tensor, panel, role, false)?,
+                _ => self.fetch(tensor, panel.index, role, false)?,
             };
             values.extend(download(&matrix, &self.device)?);
         }
         Ok(values)
     }
+}
 
-    fn cell(&self, tensor: usize, panel: usize, role: Role) -> usize {
-        self.first_cell[tensor] + panel * ROLES + role as usize
+/// What a store on a disk does beside: nothing of it does anything elsewhere.
+impl Store {
+    /// Ends the update of tensors: what it wrote leaves for the disk. `mark` says how far the step is, for a store that is
+    /// updated in place.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
+    pub fn settle(&mut self, tensors: &[usize], mark: &mut dyn FnMut() -> Result<Mark>) -> Result<()> {
+        if self.disk.is_none() {
+            return Ok(());
+        }
+        for &tensor in tensors {
+            for role in role::ALL.into_iter().filter(|role| role.lasts()) {
+                for panel in self.panels_of(tensor, role) {
+                    self.flush(self.cells.index(tensor, role, panel.index))?;
+                }
+            }
+        }
+        let in_place = self.disk.as_ref().is_some_and(DiskStore::in_place);
+        if !in_place {
+            return Ok(());
+        }
+        // What a step that was cut short cannot compute again must lie on the disk before anything is replaced.
+        let waiting = self.cells.waiting();
+        for &cell in &waiting {
+            self.flush(cell)?;
+        }
+        let waiting = self.cells.tensors_of(&waiting);
+        let mark = mark()?;
+        match &mut self.disk {
+            Some(disk) => Ok(disk.replace(mark, waiting)?),
+            None => Ok(()),
+        }
     }
 
-    fn fetch(&mut self, tensor: usize, panel: Panel, role: Role, dirty: bool) -> Result<Matrix> {
-        let cell = self.cell(tensor, panel.index, role);
-        let place = match self.cells[cell].place {
+    /// Takes up a step that was interrupted: the gradients that had been waiting are on the disk.
+    pub fn take_up(&mut self, interrupted: &Interrupted) {
+        self.cells.settle_gradients(&interrupted.waiting);
+        if let Some(disk) = &mut self.disk {
+            disk.take_up();
+        }
+    }
+
+    /// Makes all that was updated since the last call the checkpoint after `step` steps, with a caller's `state` beside it.
+    /// It becomes durable in the background, in order.
+    ///
+    /// # Errors
+    /// What the device or the disk says, also of earlier work in the background.
+    pub fn commit(&mut self, step: u64, state: &impl serde::Serialize) -> Result<()> {
+        if self.disk.is_none() {
+            return Ok(());
+        }
+        for cell in self.cells.changed(&self.slots) {
+            self.flush(cell)?;
+        }
+        match &mut self.disk {
+            Some(disk) => {
+                let state = serde_json::to_value(state).map_err(|e| DiskError::State { reason: e.to_string() })?;
+                Ok(disk.commit(step, state)?)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all that was committed is durable.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn drain(&mut self) -> Result<()> {
+        match &mut self.disk {
+            Some(disk) => Ok(disk.drain()?),
+            None => Ok(()),
+        }
+    }
+
+    /// What passed between memory and disk since the last call; `None` where there is no disk.
+    pub fn traffic(&mut self) -> Option<stream::Stats> {
+        self.disk.as_ref().map(DiskStore::traffic)
+    }
+
+    /// Keeps a matrix off the device under a number.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
+    pub fn spill(&mut self, spill: Spill, number: usize, matrix: &Matrix) -> Result<()> {
+        self.spilled.keep(&self.device, self.disk.as_mut(), spill, number, matrix)
+    }
+
+    /// Begins to read what was kept under a number.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn spill_ahead(&mut self, number: usize) -> Result<()> {
+        self.spilled.ahead(self.disk.as_mut(), number)
+    }
+
+    /// Brings back what was kept under a number.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
+    ///
+    /// # Panics
+    /// When nothing was.
+    pub fn unspill(&mut self, number: usize, matrix: &Matrix) -> Result<()> {
+        self.spilled.bring(&self.device, self.disk.as_mut(), number, matrix)
+    }
+}
+
+/// The way between slots and where cells rest.
+impl Store {
+    fn fetch(&mut self, tensor: usize, panel: usize, role: Role, dirty: bool) -> Result<Matrix> {
+        let cell = self.cells.index(tensor, role, panel);
+        let (array, cut) = self.kept(tensor, role).expect("a role that is kept");
+        let place = match self.cells.all[cell].place {
             Some(place) => place,
             None => {
-                let place = self.slots.victim(self.classes[tensor]);
+                let place = self.slots.victim(self.plan.class(&cut));
                 self.occupy(place, cell)?;
-                self.load(tensor, panel, role, place)?;
+                self.load(cell, place)?;
                 place
             }
         };
         if dirty {
-            self.cells[cell].fresh = false;
+            self.cells.all[cell].fresh = false;
         }
         let slot = self.slots.touch(place);
         slot.dirty |= dirty;
-        Ok(Matrix::over(&slot.buffer, panel.rows, self.tensors[tensor].cols))
+        Ok(Matrix::over(&slot.buffer, cut.panel(panel).rows, array.cols))
     }
 
-    /// Gives a slot to a cell; what it held goes to host memory if it is newer there.
+    /// Gives a slot to a cell; what it held rests elsewhere if it is newer in the slot.
     fn occupy(&mut self, place: Place, cell: usize) -> Result<()> {
+        if let Some(previous) = self.slots.touch(place).cell {
+            if !self.cells.all[previous].fresh {
+                self.flush(previous)?;
+            }
+            self.cells.all[previous].place = None;
+        }
         let slot = self.slots.touch(place);
-        if let Some(previous) = slot.cell.replace(cell) {
-            let previous = &mut self.cells[previous];
-            previous.place = None;
-            if slot.dirty && !previous.fresh {
-                previous.host = Some(self.device.download(&slot.buffer.all())?);
+        slot.cell = Some(cell);
+        slot.dirty = false;
+        self.cells.all[cell].place = Some(place);
+        Ok(())
+    }
+
+    /// Puts a cell where it rests, if it is newer in its slot. It stays in the slot.
+    fn flush(&mut self, cell: usize) -> Result<()> {
+        let Some(place) = self.cells.all[cell].place else { return Ok(()) };
+        if !std::mem::take(&mut self.slots.touch(place).dirty) {
+            return Ok(());
+        }
+        let spot = self.cells.spot(cell, &self.plan.arrays);
+        let view = self.slots.touch(place).buffer.view(0, spot.rows * spot.stride());
+        let encode = |values: &[f32], out: &mut [u8]| {
+            spot.array.format.encode(values, spot.rows, spot.array.cols, spot.stride(), out);
+        };
+        match &mut self.disk {
+            Some(disk) => {
+                let mut block = disk.block(spot.bytes());
+                self.device.download_with(&view, &mut |values| encode(values, &mut block))?;
+                disk.put(&spot, block)?;
+                self.cells.all[cell].rest = Rest::Disk;
+            }
+            None => {
+                let mut bytes = match std::mem::replace(&mut self.cells.all[cell].rest, Rest::Formula) {
+                    Rest::Ram(bytes) => bytes,
+                    _ => vec![0; spot.bytes()],
+                };
+                self.device.download_with(&view, &mut |values| encode(values, &mut bytes))?;
+                self.cells.all[cell].rest = Rest::Ram(bytes);
             }
         }
-        slot.dirty = false;
-        self.cells[cell].place = Some(place);
         Ok(())
     }
 
     /// Fills a slot with the values of its cell.
-    fn load(&mut self, tensor: usize, panel: Panel, role: Role, place: Place) -> Result<()> {
-        let cell = &self.cells[self.cell(tensor, panel.index, role)];
-        let slot = self.slots.touch(place);
-        match &cell.host {
-            _ if role == Role::Gradient && cell.fresh => {}
-            Some(values) => self.device.upload(&slot.buffer.view(0, values.len()), values)?,
-            None => {
-                let Tensor { initial, cols, .. } = &self.tensors[tensor];
-                let kind = if role == Role::Weight { initial.kind } else { Kind::Zero };
-                let matrix = Matrix::over(&slot.buffer, panel.rows, *cols);
-                initial::run(&self.device, &Initial { kind, ..*initial }, &matrix, panel.first_row)?;
+    fn load(&mut self, cell: usize, place: Place) -> Result<()> {
+        let spot = self.cells.spot(cell, &self.plan.arrays);
+        let (rows, cols, stride) = (spot.rows, spot.array.cols, spot.stride());
+        let buffer = self.slots.touch(place).buffer.clone();
+        let view = buffer.view(0, rows * stride);
+        let decode = |bytes: &[u8], out: &mut [f32]| spot.array.format.decode(bytes, rows, cols, stride, out);
+        let cell = &self.cells.all[cell];
+        match (&cell.rest, &mut self.disk) {
+            _ if spot.role == Role::Gradient && cell.fresh => {}
+            (Rest::Ram(bytes), _) => self.device.upload_with(&view, &mut |out| decode(bytes, out))?,
+            (Rest::Disk, Some(disk)) => {
+                let block = disk.get(&spot)?;
+                self.device.upload_with(&view, &mut |out| decode(&block, out))?;
             }
+            _ => self.formula(&spot, &Matrix::over(&buffer, rows, cols))?,
         }
         Ok(())
     }
-}
 
-/// Cuts tensors and counts slots. The panels become smaller, and the slots fewer, until they fit the budget.
-fn plan(device: &Device, tensors: &[Tensor], options: Options) -> Result<(Vec<Cut>, SlotPlan)> {
-    let limits = device.limits();
-    let mut bytes = PANEL_BYTES.min(limits.binding_bytes).min(limits.buffer_bytes);
-    let available = options.budget.unwrap_or(u64::MAX);
-    let roles = if options.training { ROLES } else { 1 };
-    let cut = |bytes| -> Vec<Cut> { tensors.iter().map(|t| Cut::new(t.rows, t.cols, bytes)).collect() };
-    if options.placement == Placement::Resident {
-        let (cuts, plan) = (cut(bytes), slot_plan(&cut(bytes), roles, usize::MAX));
-        let needed = plan.bytes();
-        return if needed <= available { Ok((cuts, plan)) } else { Err(StoreError::TooSmall { needed, available }) };
-    }
-    loop {
-        let cuts = cut(bytes);
-        let smallest = slot_plan(&cuts, roles, PER_OPERATION);
-        if smallest.bytes() <= available {
-            let plan = grow(&cuts, roles, smallest, options.budget);
-            return Ok((cuts, plan));
+    /// What a cell holds before its first update.
+    fn formula(&self, spot: &cells::Spot, matrix: &Matrix) -> Result<()> {
+        let initial = self.tensors[spot.tensor].initial;
+        let kind = if matches!(spot.role, Role::Weight | Role::Master) { initial.kind } else { Kind::Zero };
+        initial::run(&self.device, &Initial { kind, ..initial }, matrix, spot.first_row)?;
+        if spot.role == Role::Weight && spot.array.format == Format::Bf16 {
+            round::run(&self.device, &Round { mode: Mode::Nearest }, matrix, spot.first_row)?;
         }
-        bytes /= 2;
-        if bytes == 0 {
-            return Err(StoreError::TooSmall { needed: smallest.bytes(), available });
-        }
+        Ok(())
     }
-}
-
-/// Doubles the slots of every size while the budget allows. Without a budget, one doubling lets a visit be fetched ahead.
-fn grow(cuts: &[Cut], roles: usize, smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
-    let Some(budget) = budget else { return slot_plan(cuts, roles, 2 * PER_OPERATION) };
-    let (mut best, mut slots) = (smallest, PER_OPERATION);
-    loop {
-        slots *= 2;
-        let next = slot_plan(cuts, roles, slots);
-        if next.bytes() > budget || next == best {
-            return best;
-        }
-        best = next;
-    }
-}
-
-/// At most `most` slots of each size, and never more than there are cells of it.
-fn slot_plan(cuts: &[Cut], roles: usize, most: usize) -> SlotPlan {
-    let mut classes: Vec<(usize, usize)> = Vec::new();
-    for cut in cuts {
-        let cells = cut.count() * roles;
-        match classes.iter_mut().find(|(elements, _)| *elements == cut.elements()) {
-            Some((_, slots)) => *slots += cells,
-            None => classes.push((cut.elements(), cells)),
-        }
-    }
-    classes.iter_mut().for_each(|(_, slots)| *slots = (*slots).min(most));
-    SlotPlan { classes }
 }

@@ -79,6 +79,11 @@ impl Slots {
         slot
     }
 
+    /// The slot at a place.
+    pub fn at(&self, place: Place) -> &Slot {
+        &self.classes[place.class][place.number]
+    }
+
     /// A slot of a class to put something else in: empty, or the least recently used one that the current operation
     /// does not use.
     ///

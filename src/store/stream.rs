@@ -235,7 +235,8 @@ impl Stream {
     ///
     /// # Panics
     /// When the block is not as long as the extent, or its file is none of the stream's.
-    pub fn write(&self, key: u64, extent: Extent, block: Block) -> Result<()> {
+    pub fn write(&self, key: u64, extent: Extent, block: impl Into<Arc<Block>>) -> Result<()> {
+        let block: Arc<Block> = block.into();
         assert_eq!(block.len() as u64, extent.bytes, "bytes of {extent:?}");
         assert!(extent.file < self.shared.files.len(), "the file of {extent:?}");
         let start = Instant::now();
@@ -248,7 +249,7 @@ impl Stream {
         state.stats.write_wait_seconds += start.elapsed().as_secs_f64();
         state.check()?;
         state.drop_ahead(key);
-        let (ticket, block) = (state.ticket(), Arc::new(block));
+        let ticket = state.ticket();
         state.behind_bytes += extent.bytes;
         state.behind.insert(key, Behind { ticket, extent, block: Arc::clone(&block) });
         state.tasks.push_back(Task::Write { key, ticket, extent, block });

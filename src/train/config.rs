@@ -3,27 +3,18 @@
 //! of them is theirs.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use serde::de::value::{Error as TextError, StrDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::guard::OnSpike;
+use super::optimizer::{Clip, Optimizer, Rule, StateDtype};
 use super::rates::LrSchedule;
+pub use super::values::{Grid, Home};
+use super::values::{MOST, bytes, bytes_of_toml, maybe_bytes_of_toml, named, whole};
 use crate::data::{Order, Plan, Request, Shape, TokenizerKind};
 use crate::model::{Recompute, nearest};
 use crate::program::schedule::Schedule;
-use crate::store::Placement;
-
-/// Tiles of the wafer, written `8x8`: width by height.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Grid {
-    /// Tiles from left to right.
-    pub width: u32,
-    /// Tiles from top to bottom.
-    pub height: u32,
-}
+use crate::store::{Format, Spill};
 
 /// A configuration. `Config::default()` has the defaults of the command line, and no data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -77,16 +68,33 @@ pub struct Config {
     /// Tiles of the wafer, width x height
     #[arg(long, value_name = "WxH", default_value = "8x8")]
     pub wafer: Grid,
-    /// Where the parameters live; both give equal bits
-    #[arg(long, value_name = "resident|ram", default_value = "resident", value_parser = named::<Placement>)]
-    pub store: Placement,
+    /// Where the parameters live; all give equal bits
+    #[arg(long, value_name = "resident|ram|disk|disk:FOLDER", default_value = "resident")]
+    pub store: Home,
+    /// On a disk: one copy of the parameters, replaced through a journal, where two do not fit
+    #[arg(long)]
+    pub in_place: bool,
+    /// On a disk: memory for what is read ahead, and as much for what waits to be written
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes)]
+    #[serde(deserialize_with = "bytes_of_toml")]
+    pub stream_memory: u64,
     /// Most memory to use on the device, as in 512MiB, 2GB or plain bytes [default: no bound]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "bytes_of_toml")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "maybe_bytes_of_toml")]
     pub device_memory: Option<u64>,
     /// What backward computes again rather than keeps; all give equal bits
     #[arg(long, value_name = "none|layer|auto", default_value = "auto", value_parser = named::<Recompute>)]
     pub recompute: Recompute,
+    /// Where layer inputs wait for the backward pass; all give equal bits [default: on the device while they fit]
+    #[arg(long, value_name = "none|ram|disk", value_parser = named::<Spill>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spill: Option<Spill>,
+    /// How parameters are kept; bf16 ones are rounded stochastically after each step
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", value_parser = named::<Format>)]
+    pub param_dtype: Format,
+    /// With --param-dtype bf16: the optimiser moves an f32 copy, which is rounded
+    #[arg(long)]
+    pub master_weights: bool,
     /// Steps of the optimiser
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = whole::<u64>)]
     pub steps: u64,
@@ -114,6 +122,12 @@ pub struct Config {
     /// How the learning rate falls
     #[arg(long, value_name = "cosine|linear|constant", default_value = "cosine", value_parser = named::<LrSchedule>)]
     pub lr_schedule: LrSchedule,
+    /// Rule that turns gradients into updates
+    #[arg(long, value_name = "adamw|adafactor|sgd", default_value = "adamw", value_parser = named::<Algorithm>)]
+    pub optimizer: Algorithm,
+    /// How AdamW's and SGD's states are kept: q8 is 8 bits, block by block
+    #[arg(long, value_name = "f32|bf16|q8", default_value = "f32", value_parser = named::<StateDtype>)]
+    pub state_dtype: StateDtype,
     /// AdamW: decay of the first moment
     #[arg(long, default_value_t = 0.9)]
     pub beta1: f64,
@@ -123,12 +137,21 @@ pub struct Config {
     /// AdamW: what is added to the root of the second moment
     #[arg(long, value_name = "EPS", default_value_t = 1e-8)]
     pub adam_eps: f64,
-    /// AdamW: decay of the parameters of two or more dimensions
+    /// SGD: what is kept of the momentum
+    #[arg(long, default_value_t = 0.9)]
+    pub momentum: f64,
+    /// Decay of the parameters of two or more dimensions
     #[arg(long, value_name = "DECAY", default_value_t = 0.1)]
     pub weight_decay: f64,
     /// Largest norm of the gradient; 0: no clipping
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub grad_clip: f64,
+    /// Of which gradient: of all parameters, or of each layer, which is then updated at once
+    #[arg(long, value_name = "global|layer", default_value = "global", value_parser = named::<Clip>)]
+    pub clip: Clip,
+    /// Computes and counts every gradient, and drops it: nothing is trained
+    #[arg(long)]
+    pub dry_update: bool,
     /// Steps between two evaluations on the validation text; 0: never
     #[arg(long, value_name = "N", default_value_t = 250, value_parser = whole::<u64>)]
     pub eval_every: u64,
@@ -151,6 +174,18 @@ pub struct Config {
     /// What to do about a loss 6 deviations above the last 128
     #[arg(long, value_name = "report|rollback|ignore", default_value = "report", value_parser = named::<OnSpike>)]
     pub on_spike: OnSpike,
+}
+
+/// The optimiser, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// AdamW.
+    AdamW,
+    /// Adafactor.
+    Adafactor,
+    /// Gradient descent with momentum.
+    Sgd,
 }
 
 /// Why a configuration cannot be.
@@ -181,9 +216,6 @@ pub enum ConfigError {
 
 /// Tokens that one step may have: device indices are 32 bits, one of them for the sign.
 const MOST_TOKENS: usize = i32::MAX as usize;
-
-/// Largest integer that TOML holds.
-const MOST: u64 = i64::MAX as u64;
 
 impl Default for Config {
     fn default() -> Config {
@@ -314,6 +346,7 @@ impl Config {
             let cure = "needs validation text; give a --val-split above 0, or --eval-every 0".into();
             return wrong("eval-every", self.eval_every, cure);
         }
+        self.check_store()?;
         if self.on_spike == OnSpike::Rollback && self.save_every == 0 {
             return wrong("save-every", 0, "--on-spike rollback goes back to checkpoints; give 1 or more".into());
         }
@@ -321,6 +354,49 @@ impl Config {
             return wrong("seed", self.seed, format!("must be at most {MOST}"));
         }
         Ok(())
+    }
+
+    /// Whether what is said of the store and of what it keeps goes together.
+    fn check_store(&self) -> Result<(), ConfigError> {
+        let disk = matches!(self.store, Home::Disk(_));
+        if self.in_place && !disk {
+            return wrong("in-place", "", "is for a store on a disk; add --store disk, or leave it out".into());
+        }
+        if self.spill == Some(Spill::Disk) && !disk {
+            return wrong("spill", "disk", "is for a store on a disk; add --store disk, or use --spill ram".into());
+        }
+        if disk && self.on_spike == OnSpike::Rollback {
+            let cure = "goes back to checkpoints, and --store disk keeps the last step alone; use --on-spike report";
+            return wrong("on-spike", "rollback", cure.into());
+        }
+        if self.master_weights && self.param_dtype == Format::F32 {
+            return wrong("master-weights", "", "f32 parameters are their own; add --param-dtype bf16".into());
+        }
+        if self.optimizer == Algorithm::Adafactor && self.state_dtype != StateDtype::F32 {
+            return wrong("state-dtype", "", "Adafactor's states are few and stay f32; leave it out".into());
+        }
+        if !matches!(self.param_dtype, Format::F32 | Format::Bf16) {
+            return wrong("param-dtype", "", "must be f32 or bf16".into());
+        }
+        Ok(())
+    }
+
+    /// The optimiser that is asked for.
+    pub fn optimizer(&self) -> Optimizer {
+        let rule = match self.optimizer {
+            Algorithm::AdamW => {
+                Rule::AdamW { beta1: self.beta1 as f32, beta2: self.beta2 as f32, eps: self.adam_eps as f32 }
+            }
+            Algorithm::Adafactor => Rule::Adafactor { beta2_decay: -0.8, eps2: 1e-3, clip_threshold: 1.0 },
+            Algorithm::Sgd => Rule::Sgd { momentum: self.momentum as f32 },
+        };
+        Optimizer {
+            rule,
+            states: self.state_dtype,
+            weight_decay: self.weight_decay as f32,
+            grad_clip: self.grad_clip as f32,
+            clip: self.clip,
+        }
     }
 
     fn check_sizes(&self) -> Result<(), ConfigError> {
@@ -331,6 +407,7 @@ impl Config {
             ("grad-accum", self.grad_accum as u64),
             ("eval-batches", self.eval_batches as u64),
             ("device-memory", self.device_memory.unwrap_or(1)),
+            ("stream-memory", self.stream_memory),
             ("keep", self.keep),
         ];
         for (flag, value) in sizes {
@@ -374,6 +451,7 @@ impl Config {
             ("min-lr", self.min_lr(), not_negative(self.min_lr()), "must be 0 or more"),
             ("beta1", self.beta1, share(self.beta1), "must be at least 0 and less than 1; 0.9 is usual"),
             ("beta2", self.beta2, share(self.beta2), "must be at least 0 and less than 1; 0.95 is usual"),
+            ("momentum", self.momentum, share(self.momentum), "must be at least 0 and less than 1; 0.9 is usual"),
             ("adam-eps", self.adam_eps, positive(self.adam_eps), "must be more than 0; 1e-8 is usual"),
             ("weight-decay", self.weight_decay, not_negative(self.weight_decay), "must be 0 or more"),
             ("grad-clip", self.grad_clip, not_negative(self.grad_clip), "must be 0 (no clipping) or more"),
@@ -392,78 +470,6 @@ impl Config {
 
 fn wrong<T>(flag: &'static str, value: impl ToString, cure: String) -> Result<T, ConfigError> {
     Err(ConfigError::Value { flag, value: value.to_string(), cure })
-}
-
-/// A value by its name in TOML, so that flags and files take the same words.
-fn named<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, TextError> {
-    T::deserialize(StrDeserializer::new(text))
-}
-
-/// A number of things.
-fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("must be a whole number from 0 to {MOST}"))
-}
-
-impl FromStr for Grid {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Grid, String> {
-        let side = |s: &str| s.parse().ok().filter(|n| (1..=65535).contains(n));
-        text.split_once('x')
-            .and_then(|(w, h)| Some(Grid { width: side(w)?, height: side(h)? }))
-            .ok_or_else(|| format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535"))
-    }
-}
-
-impl TryFrom<String> for Grid {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Grid, String> {
-        text.parse()
-    }
-}
-
-impl From<Grid> for String {
-    fn from(grid: Grid) -> String {
-        format!("{}x{}", grid.width, grid.height)
-    }
-}
-
-/// A number of bytes: plain, or with a unit.
-fn bytes(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 8] = [
-        ("", 1),
-        ("B", 1),
-        ("KIB", 1 << 10),
-        ("MIB", 1 << 20),
-        ("GIB", 1 << 30),
-        ("KB", 1_000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-    ];
-    let text = text.trim();
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
-    let unit = unit.trim().to_ascii_uppercase();
-    let value = UNITS.iter().find(|(name, _)| *name == unit).and_then(|&(_, scale)| match number.parse::<u64>() {
-        Ok(whole) => whole.checked_mul(scale),
-        Err(_) => number.parse().ok().map(|x: f64| x * scale as f64).filter(|x| *x < MOST as f64).map(|x| x as u64),
-    });
-    value
-        .filter(|&n| n <= MOST)
-        .ok_or_else(|| format!("{text:?} is no number of bytes; write 512MiB, 2GB or plain bytes"))
-}
-
-fn bytes_of_toml<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Number(u64),
-        Text(String),
-    }
-    match Either::deserialize(deserializer)? {
-        Either::Number(n) => Ok(Some(n)),
-        Either::Text(text) => bytes(&text).map(Some).map_err(serde::de::Error::custom),
-    }
 }
 
 #[cfg(test)]
@@ -493,6 +499,7 @@ mod tests {
             device_memory: Some(1),
             seq_len: Some(1),
             init: Some("a".into()),
+            spill: Some(Spill::Ram),
             min_lr: Some(0.0),
             warmup_steps: Some(1),
             out: Some("a".into()),
@@ -510,16 +517,6 @@ mod tests {
         let mut keys: Vec<String> = keys.keys().cloned().collect();
         keys.sort();
         assert_eq!(keys, longs);
-    }
-
-    #[test]
-    fn bytes_have_units() {
-        for (text, n) in [("17", 17), ("512MiB", 512 << 20), ("2GB", 2_000_000_000), ("1.5 kib", 1536), ("3B", 3)] {
-            assert_eq!(bytes(text), Ok(n), "{text}");
-        }
-        for text in ["", "MiB", "-1", "1e3", "2XB", "99999999999GB", "9223372036854775808", "1.2.3"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::folder::Folder;
 use super::run::{TrainError, bytes_per_token, read_model};
+use super::saved;
 use crate::data::{Corpus, DataError, Tokens};
 use crate::device::{Device, Elem};
 use crate::model::{Gpt, Micro, Shape, Visit};
@@ -12,7 +13,7 @@ use crate::program::cross_entropy::IGNORE;
 use crate::program::grad_norm::{LOSS, SCALARS};
 use crate::program::schedule::{Fabric, Schedule};
 use crate::report::metrics::bits_per_byte;
-use crate::store::{Options, Placement, Store, checkpoint};
+use crate::store::{Spill, Store};
 use crate::wafer::Wafer;
 
 /// What a model makes of a text.
@@ -54,11 +55,9 @@ pub fn evaluate(folder: &Folder, data: &[PathBuf], device: &Device) -> Result<Ev
         let (split, cure) = ("given", "give more text with --data");
         return Err(DataError::TooShort { split, tokens: tokens.len(), needed: 2, cure }.into());
     }
-    let options = Options { placement: Placement::Resident, budget: None, training: false };
-    let mut store = Store::new(device, Gpt::tensors(&model, config.seed), options)?;
-    checkpoint::load(&mut store, &folder.weights()?)?;
+    let mut store = saved::weights(folder, &config, &model, device)?;
     let shape = Shape { batch: sizes.batch_size, seq_len: sizes.seq_len, micro_batches: 1 };
-    let mut gpt = Gpt::new(device, model, shape, false).map_err(TrainError::Store)?;
+    let mut gpt = Gpt::new(device, model, shape, false, Spill::None).map_err(TrainError::Store)?;
     let loss = device.run(|| mean_loss(&mut gpt, &mut store, device, &tokens))?;
     Ok(Evaluation {
         tokens: tokens.len() as u64 - 1,
@@ -84,7 +83,7 @@ fn mean_loss(gpt: &mut Gpt, store: &mut Store, device: &Device, tokens: &Tokens)
         gpt.load(device, &[Micro { inputs: padded(inputs, 0), targets: padded(targets, IGNORE) }])?;
         for visit in gpt.visits() {
             match visit {
-                Visit::Head => gpt.turn(&fabric, store, &scalars.all(), LOSS, false)?,
+                Visit::Head => gpt.turn(&fabric, store, &scalars.all(), LOSS, None)?,
                 _ => gpt.forward(&fabric, store, visit)?,
             }
         }

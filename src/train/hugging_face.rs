@@ -14,7 +14,7 @@ use crate::store::durable::{WriteError, write_whole};
 use crate::store::export::{self, Rounding, Target};
 use crate::store::import::{self, ImportError, Source};
 use crate::store::shards::{Shards, ShardsError};
-use crate::store::{Options, Placement, Store};
+use crate::store::{Options, Store};
 
 /// Bytes that a `config.json` may have.
 const CONFIG_BYTES: u64 = 1 << 20;
@@ -136,8 +136,7 @@ impl HuggingFace {
     /// # Errors
     /// What the device says.
     pub fn store(&self, device: &Device) -> Result<Store, TrainError> {
-        let options = Options { placement: Placement::Resident, budget: None, training: false };
-        let mut store = Store::new(device, Gpt::tensors(&self.config, 0), options)?;
+        let mut store = Store::new(device, Gpt::tensors(&self.config, 0), Options::WEIGHTS)?;
         self.load(&mut store)?;
         Ok(store)
     }

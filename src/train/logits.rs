@@ -11,7 +11,7 @@ use crate::model::{Config, Gpt, Micro, Shape, Visit};
 use crate::program::schedule::Fabric;
 use crate::store::checkpoint::CheckpointError;
 use crate::store::durable::write_with;
-use crate::store::{Store, StoreError};
+use crate::store::{Spill, Store, StoreError};
 
 /// Writes `tokens` (U32, `[tokens]`) and `logits` (F32, `[tokens, vocabulary]`) to a safetensors file. The text is cut into
 /// windows of `seq_len` tokens, each of which begins at position 0 and knows nothing of the one before; row `i` holds the
@@ -33,7 +33,7 @@ pub fn dump(
     assert!(!tokens.is_empty() && (1..=config.context).contains(&seq_len), "{} tokens, {seq_len}", tokens.len());
     assert!(tokens.iter().all(|token| (*token as usize) < config.vocab_size), "a token beyond the vocabulary");
     let shape = Shape { batch: 1, seq_len, micro_batches: 1 };
-    let mut gpt = Gpt::new(fabric.device(), config.clone(), shape, false)?;
+    let mut gpt = Gpt::new(fabric.device(), config.clone(), shape, false, Spill::None)?;
     let header = header(tokens.len(), config.vocab_size, seq_len)
         .map_err(|reason| CheckpointError::Content { path: path.into(), reason })?;
     let mut failed = None;

@@ -102,7 +102,7 @@ pub struct Terms {
 }
 
 /// Settings that change no bit of a step, or that [`Terms`] hold in another form.
-const FREE: [&str; 18] = [
+const FREE: [&str; 21] = [
     "cache",
     "data",
     "device",
@@ -110,6 +110,7 @@ const FREE: [&str; 18] = [
     "eval_batches",
     "eval_every",
     "field",
+    "in_place",
     "keep",
     "model",
     "out",
@@ -117,7 +118,9 @@ const FREE: [&str; 18] = [
     "save_every",
     "schedule",
     "separator",
+    "spill",
     "store",
+    "stream_memory",
     "threads",
     "val_data",
     "wafer",
@@ -243,6 +246,20 @@ impl State {
             best: None,
             terms,
         }
+    }
+
+    /// The state that a store on a disk keeps; the state before the first step where it keeps none yet.
+    ///
+    /// # Errors
+    /// [`ResumeError`].
+    pub fn kept(folder: &Folder, terms: Terms, kept: Option<serde_json::Value>) -> Result<State, ResumeError> {
+        let Some(kept) = kept else { return Ok(State::new(terms)) };
+        let state: State = serde_json::from_value(kept).map_err(|e| {
+            let path = folder.path().into();
+            CheckpointError::Content { path, reason: format!("its store is of another gaufre: {e}") }
+        })?;
+        terms.check(&state.terms, folder)?;
+        Ok(State { terms, ..state })
     }
 
     /// Puts the newest whole checkpoint of a run into a store and gives its state; the state before the first step

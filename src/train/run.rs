@@ -4,21 +4,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use super::config::{Config, ConfigError, Grid};
+use super::config::{Config, ConfigError, Grid, Home};
 use super::folder::{Folder, FolderError};
 use super::generate::SamplingError;
 use super::hugging_face::{HuggingFace, HuggingFaceError};
+use super::needs::{self, NeedsError};
 use super::peaks;
 use super::resume::{self, ResumeError, State, Terms};
 use super::session::Session;
-use super::step::{Optimizer, Setup, SetupError, Trainer};
+use super::step::{Setup, SetupError, Trainer};
 use crate::data::{Batch, Corpus, DataError, Shape};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Event, Finish, Observer, ReportError, Start, device};
-use crate::store::StoreError;
 use crate::store::checkpoint::{self, CheckpointError};
 use crate::store::durable::{Disk, RealDisk};
+use crate::store::{Archive, Placement, StoreError};
 use crate::wafer::Wafer;
 
 /// Why a run ended early, or never began.
@@ -45,6 +46,8 @@ pub enum TrainError {
     Device(#[from] DeviceError),
     /// What a step needs.
     Setup(#[from] SetupError),
+    /// More memory or disk than there is.
+    Needs(#[from] NeedsError),
     /// The store.
     Store(#[from] StoreError),
     /// A folder of Hugging Face.
@@ -163,18 +166,32 @@ fn go(
     let device = unsafe { Device::open_trusted(&config.device, config.threads) }?;
     let terms = Terms::new(config, &model, &corpus, &device);
     let peak_flops = device.run(|| peaks::flops(&device))?;
-    let mut trainer = Trainer::new(device.clone(), setup(config, model.clone(), shape))?;
-    if let Some(init) = &init {
-        init.load(trainer.store())?;
-    }
     let resumed = old.is_some();
-    let (folder, _lock) = old.map_or_else(|| Folder::claim(config, &model.name, control.disk), Ok)?;
+    let mut setup = setup(config, model.clone(), shape);
+    needs::check(config, &setup, &device, resumed)?;
+    let (mut trainer, (folder, _lock)) = match setup.placement {
+        // What lies in the folder of the run, or beside it, needs the folder first.
+        Placement::Disk => {
+            let claim = old.map_or_else(|| Folder::claim(config, &model.name, control.disk), Ok)?;
+            setup.archive = Some(archive(config, &claim.0, &setup, control.disk));
+            (Trainer::new(device.clone(), setup)?, claim)
+        }
+        _ => {
+            let trainer = Trainer::new(device.clone(), setup)?;
+            (trainer, old.map_or_else(|| Folder::claim(config, &model.name, control.disk), Ok)?)
+        }
+    };
+    if let Some(init) = &init {
+        device.run(|| init.load(trainer.store()))?;
+    }
+    let opened = trainer.opened();
     checkpoint::clear_litter(control.disk, folder.path())?;
     checkpoint::clear_litter(control.disk, &folder.checkpoints())?;
     let tell = |reason: &str| Ok::<_, TrainError>(observer.event(&Event::Damaged { reason })?);
-    let state = match resumed {
-        true => device.run(|| State::newest(&folder, terms, trainer.store(), tell))?,
-        false => State::new(terms),
+    let (state, interrupted) = match opened {
+        Some(opened) => (State::kept(&folder, terms, opened.state)?, opened.interrupted),
+        None if resumed => (device.run(|| State::newest(&folder, terms, trainer.store(), tell))?, None),
+        None => (State::new(terms), None),
     };
     folder.write_model(control.disk, &model)?;
     folder.write_tokenizer(control.disk, &corpus.tokenizer)?;
@@ -197,7 +214,7 @@ fn go(
     write_about(&folder, control.disk, &start, &device, &state)?;
     observer.started(&start)?;
     let before = state.step;
-    let mut session = Session::new(config, control, shape, &corpus, trainer, &folder, state, resumed);
+    let mut session = Session::new(config, control, shape, &corpus, trainer, &folder, state, resumed, interrupted);
     let summary = device.run(|| session.run(observer))?;
     if summary.stopped {
         observer.event(&Event::Stopped { step: summary.step, steps: config.steps, folder: folder.path() })?;
@@ -287,15 +304,34 @@ fn setup(config: &Config, model: model::Config, shape: Shape) -> Setup {
         seed: config.seed,
         schedule: config.schedule,
         wafer: Wafer::new(width, height),
-        placement: config.store,
+        placement: config.store.placement(),
+        archive: None,
         device_memory: config.device_memory,
         recompute: config.recompute,
-        optimizer: Optimizer {
-            beta1: config.beta1 as f32,
-            beta2: config.beta2 as f32,
-            eps: config.adam_eps as f32,
-            weight_decay: config.weight_decay as f32,
-            grad_clip: config.grad_clip as f32,
-        },
+        spill: config.spill,
+        param_dtype: config.param_dtype,
+        master: config.master_weights,
+        optimizer: config.optimizer(),
+        dry: config.dry_update,
+    }
+}
+
+/// Where the store of a run lies on a disk: see [`Home::Disk`].
+pub(super) fn store_folder(config: &Config, folder: &Path) -> PathBuf {
+    match &config.store {
+        Home::Disk(Some(path)) => path.clone(),
+        _ => folder.join("store"),
+    }
+}
+
+fn archive(config: &Config, folder: &Folder, setup: &Setup, disk: &dyn Disk) -> Archive {
+    Archive {
+        folder: store_folder(config, folder.path()),
+        in_place: config.in_place,
+        read_only: false,
+        stream_bytes: config.stream_memory,
+        scratch_bytes: needs::scratch_bytes(setup),
+        spill_bytes: needs::spill_bytes(setup),
+        disk: disk.share(),
     }
 }

@@ -1,17 +1,50 @@
 //! A model that was trained and saved, opened again to be asked: the run folder's configuration and weights,
 //! behind the trait that sampling uses. It must never know who reads the text.
 
+use super::config::Config;
 use super::folder::Folder;
 use super::generate::{Generation, NextLogits, Sampling};
 use super::hugging_face::HuggingFace;
-use super::run::{TrainError, read_model};
+use super::run::{TrainError, read_model, store_folder};
 use crate::data::{TextStream, Tokenizer};
 use crate::device::Device;
 use crate::model::{self, Decoder, Gpt};
 use crate::program::schedule::{Fabric, Schedule};
 use crate::report::ReportError;
-use crate::store::{Options, Placement, Store, checkpoint};
+use crate::store::durable::{Disk, RealDisk};
+use crate::store::{Archive, Options, Placement, Store, checkpoint};
 use crate::wafer::Wafer;
+
+/// The newest weights of a run, to be asked and not trained. Where the run keeps them on a disk, they stay there, and panels
+/// take turns on the device.
+///
+/// # Errors
+/// [`TrainError`] names the file that is missing or does not fit.
+pub(super) fn weights(
+    folder: &Folder,
+    config: &Config,
+    model: &model::Config,
+    device: &Device,
+) -> Result<Store, TrainError> {
+    let (placement, budget) = (config.store.placement(), config.device_memory);
+    let options = Options { placement, budget, weights: config.param_dtype, training: None };
+    let tensors = Gpt::tensors(model, config.seed);
+    if placement == Placement::Disk {
+        let archive = Archive {
+            folder: store_folder(config, folder.path()),
+            in_place: config.in_place,
+            read_only: true,
+            stream_bytes: config.stream_memory,
+            scratch_bytes: 0,
+            spill_bytes: 0,
+            disk: RealDisk.share(),
+        };
+        return Ok(Store::on_disk(device, tensors, options, &archive)?.0);
+    }
+    let mut store = Store::new(device, tensors, options)?;
+    checkpoint::load(&mut store, &folder.weights()?)?;
+    Ok(store)
+}
 
 /// A saved model on a device.
 pub struct Saved {
@@ -31,9 +64,7 @@ impl Saved {
         let config = folder.read_config()?;
         let tokenizer = folder.read_tokenizer()?;
         let model = read_model(&config.model)?.with_vocabulary(tokenizer.vocab_size())?;
-        let options = Options { placement: Placement::Resident, budget: None, training: false };
-        let mut store = Store::new(&device, Gpt::tensors(&model, config.seed), options)?;
-        checkpoint::load(&mut store, &folder.weights()?)?;
+        let store = weights(folder, &config, &model, &device)?;
         let decoder = Decoder::new(&device, &model)?;
         let grid = Wafer::new(config.wafer.width, config.wafer.height);
         let fabric = Fabric::new(device, Schedule::Fused, grid);

@@ -17,8 +17,9 @@ use super::step::{StepResult, Trainer};
 use crate::data::{Batches, Corpus, Shape};
 use crate::model::Micro;
 use crate::report::{Event, Observer, StepLine};
-use crate::store::checkpoint;
 use crate::store::durable::{self, WriteError};
+use crate::store::journal::Interrupted;
+use crate::store::{Placement, checkpoint};
 
 /// Rollbacks to one checkpoint before the run gives up.
 const MOST_ROLLBACKS: u64 = 8;
@@ -35,6 +36,8 @@ pub struct Session<'a> {
     rates: Rates,
     /// The step whose checkpoint is on the disk, where that of this state is.
     saved: Option<u64>,
+    /// A step of a store on a disk that is to be completed before any other.
+    interrupted: Option<Interrupted>,
 }
 
 impl<'a> Session<'a> {
@@ -49,9 +52,26 @@ impl<'a> Session<'a> {
         folder: &'a Folder,
         state: State,
         resumed: bool,
+        interrupted: Option<Interrupted>,
     ) -> Session<'a> {
         let saved = (resumed && state.step > 0).then_some(state.step);
-        Session { config, control, shape, corpus, trainer, folder, state, rates: Rates::new(config), saved }
+        let rates = Rates::new(config);
+        Session { config, control, shape, corpus, trainer, folder, state, rates, saved, interrupted }
+    }
+
+    /// Whether the store lies on a disk, and so is the checkpoint: of every step, and of the last alone.
+    fn is_on_disk(&self) -> bool {
+        self.config.store.placement() == Placement::Disk
+    }
+
+    /// Where the store is the checkpoint: makes it that of this state.
+    fn commit(&mut self) -> Result<(), TrainError> {
+        // A step without an update leaves nothing to be kept.
+        if self.is_on_disk() && !(self.config.dry_update && self.state.step > 0) {
+            self.trainer.store().commit(self.state.step, &self.state)?;
+            self.saved = Some(self.state.step);
+        }
+        Ok(())
     }
 
     /// Steps until the last one or until told to stop, then saves.
@@ -64,16 +84,27 @@ impl<'a> Session<'a> {
         if self.config.on_spike == OnSpike::Rollback && self.state.step == 0 {
             self.save(observer)?;
         }
+        if self.saved != Some(self.state.step) {
+            self.commit()?;
+        }
         while self.state.step < end && !self.control.stop.load(Ordering::Relaxed) {
             if !self.step(observer)? {
                 continue;
             }
             self.evaluate_if_due(observer)?;
+            if self.is_on_disk() {
+                self.commit()?;
+                continue;
+            }
             let every = self.config.save_every;
             if every > 0 && self.state.step.is_multiple_of(every) {
                 (self.state.anchor, self.state.rollbacks) = (self.state.step, 0);
                 self.save(observer)?;
             }
+        }
+        if self.is_on_disk() {
+            self.trainer.store().drain()?;
+            return Ok(self.summary(begun));
         }
         if self.saved != Some(self.state.step) {
             self.save(observer)?;
@@ -81,7 +112,11 @@ impl<'a> Session<'a> {
         let about = [("model", self.trainer.model().config().name.clone()), ("steps", self.state.step.to_string())];
         let about: BTreeMap<String, String> = about.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         checkpoint::save(self.trainer.store(), self.control.disk, &self.folder.checkpoint(), &about)?;
-        Ok(Summary {
+        Ok(self.summary(begun))
+    }
+
+    fn summary(&self, begun: Instant) -> Summary {
+        Summary {
             folder: self.folder.path().into(),
             step: self.state.step,
             stopped: self.state.step < self.config.steps,
@@ -89,7 +124,7 @@ impl<'a> Session<'a> {
             val_loss: self.state.val_loss,
             skipped: self.state.steps_skipped,
             seconds: begun.elapsed().as_secs_f64(),
-        })
+        }
     }
 
     /// One step; false when it ended in a rollback.
@@ -99,7 +134,10 @@ impl<'a> Session<'a> {
         let first = step + self.state.batches_skipped;
         let micro: Vec<Micro> = (0..shape.grad_accum).map(|m| batches.batch(first, m).into()).collect();
         let lr = self.rates.lr(step);
-        let StepResult { loss, grad_norm, skipped } = self.trainer.step(step + 1, lr as f32, &micro)?;
+        let StepResult { loss, grad_norm, skipped } = match self.interrupted.take() {
+            Some(interrupted) => self.trainer.complete(&interrupted, lr as f32, &micro)?,
+            None => self.trainer.step(step + 1, lr as f32, &micro)?,
+        };
         let step_tokens = (shape.batch_size * shape.seq_len * shape.grad_accum) as u64;
         self.state.step += 1;
         self.state.loss = loss.is_finite().then_some(loss.into());

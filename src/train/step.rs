@@ -1,17 +1,21 @@
 //! One training step: forward, backward, the optimiser's two phases. Owns device, store, model and scalars; a step is a
 //! pure function of its batches, rate and what the store holds. It must never know files, text or a person.
 
-use crate::device::{Buffer, Device, DeviceError, Elem};
-use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Shape, Visit};
+use serde::{Deserialize, Serialize};
+
+use super::optimizer::{Clip, Moment, Optimizer, Updater};
+use crate::device::{Buffer, Device, DeviceError, Elem, View};
+use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Shape, Told, Visit};
 use crate::program::Matrix;
-use crate::program::adamw::{self, AdamW};
-use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS};
+use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS, SLOT_FLOATS, Slots};
 use crate::program::schedule::{Fabric, Schedule};
-use crate::store::{Options, Placement, Role, Store, StoreError};
+use crate::store::disk::Opened;
+use crate::store::journal::{Interrupted, Mark};
+use crate::store::{Archive, Format, Options, Panel, Placement, Role, Spill, Store, StoreError};
 use crate::wafer::Wafer;
 
 /// What a trainer is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Setup {
     /// The model.
     pub model: ModelConfig,
@@ -25,17 +29,27 @@ pub struct Setup {
     pub wafer: Wafer,
     /// Where panels stay.
     pub placement: Placement,
+    /// Where the store lies on a disk, for [`Placement::Disk`].
+    pub archive: Option<Archive>,
     /// Device memory that may be used, in bytes; `None`: what it takes.
     pub device_memory: Option<u64>,
     /// What is kept for the backward pass.
     pub recompute: Recompute,
+    /// Where layer inputs go that the device shall not hold; `None`: nowhere where they fit, else off it.
+    pub spill: Option<Spill>,
+    /// How parameters are kept; what is not f32 is rounded on the device after each update.
+    pub param_dtype: Format,
+    /// Whether parameters are kept at full precision too, where they are rounded.
+    pub master: bool,
     /// The optimiser, but for rate and step.
     pub optimizer: Optimizer,
+    /// Whether gradients are computed, counted and dropped: nothing is updated then.
+    pub dry: bool,
 }
 
 impl Setup {
-    /// The usual: AdamW as in [`Optimizer::default`], parameters on the device, tiles fused on a wafer of 8 x 8, no bound on
-    /// memory. Alter what should be otherwise.
+    /// The usual: f32, AdamW as in [`Optimizer::default`], parameters on the device, tiles fused on a wafer of 8 x 8, no
+    /// bound on memory. Alter what should be otherwise.
     pub fn new(model: ModelConfig, shape: Shape) -> Setup {
         Setup {
             model,
@@ -44,32 +58,43 @@ impl Setup {
             schedule: Schedule::Fused,
             wafer: Wafer::new(8, 8),
             placement: Placement::Resident,
+            archive: None,
             device_memory: None,
             recompute: Recompute::Auto,
+            spill: None,
+            param_dtype: Format::F32,
+            master: false,
             optimizer: Optimizer::default(),
+            dry: false,
         }
     }
-}
 
-/// Constants of AdamW and of clipping.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Optimizer {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// Decoupled decay of tensors of two or more dimensions.
-    pub weight_decay: f32,
-    /// Largest global norm of the gradient; 0 turns clipping off.
-    pub grad_clip: f32,
-}
+    /// Whether everything is kept for the backward pass, and where layer inputs go: what changes memory alone.
+    fn activations(&self) -> (bool, Spill) {
+        let available = self.device_memory.unwrap_or(AUTO_KEEPS);
+        let kept = Gpt::keeps(&self.model, &self.shape, self.recompute, available);
+        let fits = |share: u64| Activations::bytes(&self.model, &self.shape, kept, false) <= available / share;
+        let spill = self.spill.unwrap_or(match self.placement {
+            // Where panels take turns, they have the better use for half of the memory.
+            Placement::Resident => Spill::None,
+            _ if self.device_memory.is_none() || fits(2) => Spill::None,
+            Placement::Ram => Spill::Ram,
+            Placement::Disk => Spill::Disk,
+        });
+        (kept, spill)
+    }
 
-impl Default for Optimizer {
-    /// The defaults of `gaufre train`, those of nanoGPT.
-    fn default() -> Optimizer {
-        Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
+    /// Where layer inputs go.
+    pub fn spill(&self) -> Spill {
+        self.activations().1
+    }
+
+    /// Bytes on the device that are neither slots of the store nor the optimiser's.
+    pub fn activation_bytes(&self) -> u64 {
+        let (kept, spill) = self.activations();
+        let slots: usize = Gpt::tensors(&self.model, self.seed).iter().map(|t| grad_norm::slots(t.rows)).sum();
+        let sums = 4 * (slots * SLOT_FLOATS + SCALARS) as u64;
+        Activations::bytes(&self.model, &self.shape, kept, spill != Spill::None) + sums
     }
 }
 
@@ -134,10 +159,23 @@ pub struct Trainer {
     store: Store,
     model: Gpt,
     optimizer: Optimizer,
+    updater: Updater,
+    dry: bool,
     scalars: Buffer,
     partials: Buffer,
     /// First slot of each tensor's partial sums; at the end, the number of all.
     first_slot: Vec<usize>,
+    opened: Option<Opened>,
+}
+
+/// What a step that was cut short was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Note {
+    /// Number of the visit whose tensors were replaced last.
+    visit: usize,
+    /// Whether the visits before it are still to be passed backwards; else only updates are missing.
+    backward: bool,
 }
 
 impl Trainer {
@@ -145,36 +183,54 @@ impl Trainer {
     ///
     /// # Errors
     /// [`SetupError`], before anything is computed.
+    ///
+    /// # Panics
+    /// When [`Placement::Disk`] comes without an archive.
     pub fn new(device: Device, setup: Setup) -> Result<Trainer, SetupError> {
-        let (config, shape) = (setup.model, setup.shape);
+        let ((kept, spill), fixed) = (setup.activations(), setup.activation_bytes());
+        let Setup { model: config, shape, optimizer, .. } = setup;
         if shape.seq_len > config.context {
             return Err(SetupError::TooLong { seq_len: shape.seq_len, context: config.context });
         }
-        let available = setup.device_memory.unwrap_or(AUTO_KEEPS);
-        let kept = Gpt::keeps(&config, &shape, setup.recompute, available);
         let tensors = Gpt::tensors(&config, setup.seed);
         let mut first_slot = vec![0];
         for t in &tensors {
             first_slot.push(first_slot[first_slot.len() - 1] + grad_norm::slots(t.rows));
         }
         let slots = first_slot[tensors.len()];
-        let fixed = Activations::bytes(&config, &shape, kept) + 4 * (slots * grad_norm::SLOT_FLOATS + SCALARS) as u64;
+        let fixed = fixed + Updater::bytes(&optimizer, &tensors);
         let budget = match setup.device_memory {
             Some(allowed) if allowed <= fixed => {
                 return Err(SetupError::TooSmall { needed: fixed, available: allowed, kept });
             }
             allowed => allowed.map(|bytes| bytes - fixed),
         };
-        let store = Store::new(&device, tensors, Options { placement: setup.placement, budget, training: true })?;
-        let model = Gpt::new(&device, config, shape, kept)?;
+        let options = Options {
+            placement: setup.placement,
+            budget,
+            weights: setup.param_dtype,
+            training: Some(optimizer.training(setup.master)),
+        };
+        let (store, opened) = match setup.placement {
+            Placement::Disk => {
+                let archive = setup.archive.expect("a store on a disk has a folder");
+                let (store, opened) = Store::on_disk(&device, tensors, options, &archive)?;
+                (store, Some(opened))
+            }
+            _ => (Store::new(&device, tensors, options)?, None),
+        };
+        let model = Gpt::new(&device, config, shape, kept, spill)?;
         Ok(Trainer {
+            updater: Updater::new(&device, optimizer, setup.seed, &store)?,
             store,
             model,
-            optimizer: setup.optimizer,
+            optimizer,
+            dry: setup.dry,
             scalars: device.buffer("scalars", Elem::F32, SCALARS)?,
-            partials: device.buffer("gradient partials", Elem::F32, slots * grad_norm::SLOT_FLOATS)?,
+            partials: device.buffer("gradient partials", Elem::F32, slots * SLOT_FLOATS)?,
             first_slot,
             fabric: Fabric::new(device, setup.schedule, setup.wafer),
+            opened,
         })
     }
 
@@ -198,41 +254,142 @@ impl Trainer {
         (&self.fabric, &mut self.store)
     }
 
+    /// What was found where the store lies on a disk; once.
+    pub fn opened(&mut self) -> Option<Opened> {
+        self.opened.take()
+    }
+
     /// One step on the micro-batches of `step` (counted from 1) at a rate.
     ///
     /// # Errors
-    /// What the device says; a non-finite number is a skipped step, not an error.
+    /// What the device or the store says; a non-finite number is a skipped step, not an error.
     pub fn step(&mut self, step: u64, lr: f32, batches: &[Micro]) -> Result<StepResult, StoreError> {
-        self.backpropagate(batches)?;
+        let moment = Moment { step, lr };
+        self.store.begin_step();
+        self.forward(batches, true)?;
+        let head = self.model.visits().len() - 1;
+        self.updated_at_once(head, moment)?;
+        self.descend(head, moment)?;
+        self.end(0, moment)
+    }
+
+    /// Goes on with a step that was cut short after it began to replace weights: the rest of it, as if nothing had been.
+    /// Layer inputs are computed again from the weights below, which the step had not come to.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    ///
+    /// # Panics
+    /// When it is not a step of this model.
+    pub fn complete(
+        &mut self,
+        interrupted: &Interrupted,
+        lr: f32,
+        batches: &[Micro],
+    ) -> Result<StepResult, StoreError> {
+        let Mark { step, note, words } = &interrupted.mark;
+        let note: Note = serde_json::from_value(note.clone()).expect("a mark of a trainer");
+        let moment = Moment { step: *step, lr };
+        self.store.begin_step();
+        self.store.take_up(interrupted);
         let device = self.fabric.device().clone();
-        let (scalars, slots) = (self.scalars.all(), self.first_slot[self.first_slot.len() - 1]);
-        grad_norm::finish(&device, &self.partials.all(), slots, self.optimizer.grad_clip, &scalars)?;
-        for tensor in 0..self.store.tensors().len() {
-            let decay = if self.store.tensors()[tensor].vector { 0.0 } else { self.optimizer.weight_decay };
-            let Optimizer { beta1, beta2, eps, .. } = self.optimizer;
-            let hyper = AdamW { lr, beta1, beta2, eps, weight_decay: decay, step };
-            for panel in self.store.panels(tensor) {
-                let u = self.store.update(tensor, panel)?;
-                adamw::apply(&device, &hyper, &u.weight, &u.gradient, &u.moment1, &u.moment2, &scalars)?;
+        let [scalars, partials, upstream @ ..] = &words[..] else { panic!("a mark of a trainer") };
+        if note.backward {
+            self.model.load(&device, batches)?;
+            for visit in self.model.visits().into_iter().take(note.visit) {
+                self.model.forward(&self.fabric, &mut self.store, visit)?;
+            }
+            for (matrix, bits) in self.model.upstream().iter().zip(upstream) {
+                device.upload(&matrix.view, bits)?;
             }
         }
-        let read = device.download(&scalars)?;
+        device.upload(&self.scalars.all(), scalars)?;
+        device.upload(&self.partials.all(), partials)?;
+        if note.backward {
+            self.descend(note.visit, moment)?;
+            return self.end(0, moment);
+        }
+        self.end(note.visit + 1, moment)
+    }
+
+    /// The backward pass of the visits below `from`, and, where layers are clipped one by one, their updates.
+    fn descend(&mut self, from: usize, moment: Moment) -> Result<(), StoreError> {
+        for visit in (0..from).rev() {
+            self.backward(visit)?;
+            self.updated_at_once(visit, moment)?;
+        }
+        Ok(())
+    }
+
+    /// What is left when all gradients are known: updates from visit `from` on, unless they were made at once; the numbers.
+    fn end(&mut self, from: usize, moment: Moment) -> Result<StepResult, StoreError> {
+        let device = self.fabric.device().clone();
+        let slots = Slots::all(self.first_slot[self.first_slot.len() - 1]);
+        let clip = self.optimizer.grad_clip;
+        if from == 0 {
+            grad_norm::finish(&device, &self.partials.all(), slots, clip, &self.scalars.all())?;
+        }
+        if self.optimizer.clip == Clip::Global {
+            for visit in from..self.model.visits().len() {
+                self.update(visit, moment, false)?;
+            }
+        }
+        let read = device.download(&self.scalars.all())?;
         Ok(StepResult { loss: read[LOSS], grad_norm: read[GRAD_NORM], skipped: read[NON_FINITE] != 0.0 })
+    }
+
+    /// Where layers are clipped one by one: the norm of this one, and its update. What is not finite here, or was before,
+    /// keeps this layer and all that follow as they are.
+    fn updated_at_once(&mut self, visit: usize, moment: Moment) -> Result<(), StoreError> {
+        if self.optimizer.clip == Clip::Global {
+            return Ok(());
+        }
+        let owned = self.owned(visit);
+        let (first, last) = (owned[0], owned[owned.len() - 1]);
+        let (first, end) = (self.first_slot[first], self.first_slot[last + 1]);
+        let finite = self.first_slot[self.first_slot.len() - 1] - first;
+        let slots = Slots { first, norm: end - first, finite };
+        let (partials, scalars) = (self.partials.all(), self.scalars.all());
+        grad_norm::finish(self.fabric.device(), &partials, slots, self.optimizer.grad_clip, &scalars)?;
+        self.update(visit, moment, true)
+    }
+
+    /// Updates the tensors of a visit, and lets them leave.
+    fn update(&mut self, visit: usize, moment: Moment, backward: bool) -> Result<(), StoreError> {
+        if self.dry {
+            return Ok(());
+        }
+        let owned = self.owned(visit);
+        let Trainer { fabric, store, model, updater, scalars, partials, .. } = self;
+        let (device, scalars) = (fabric.device(), scalars.all());
+        store.expect_update(&owned)?;
+        for &tensor in &owned {
+            updater.update(device, store, tensor, moment, &scalars)?;
+        }
+        store.settle(&owned, &mut || {
+            let bits =
+                |view: &View| Ok::<_, StoreError>(device.download(view)?.into_iter().map(f32::to_bits).collect());
+            let mut words = vec![bits(&scalars)?, bits(&partials.all())?];
+            if backward {
+                words.extend(model.upstream().iter().map(|m| bits(&m.view)).collect::<Result<Vec<_>, _>>()?);
+            }
+            let note = serde_json::to_value(Note { visit, backward }).expect("a note is JSON");
+            Ok(Mark { step: moment.step, note, words })
+        })
+    }
+
+    fn owned(&self, visit: usize) -> Vec<usize> {
+        self.model.table().owned(self.model.visits()[visit]).collect()
     }
 
     /// Forward and backward of all visits: loss in the scalars, gradients in the store, their partial norms beside.
     ///
     /// # Errors
-    /// What the device says.
+    /// What the device or the store says.
     pub fn backpropagate(&mut self, batches: &[Micro]) -> Result<(), StoreError> {
         self.store.begin_step();
         self.forward(batches, true)?;
-        let visits = self.model.visits();
-        for visit in visits.into_iter().rev() {
-            self.model.backward(&self.fabric, &mut self.store, visit)?;
-            self.stats(visit)?;
-        }
-        Ok(())
+        (0..self.model.visits().len() - 1).rev().try_for_each(|visit| self.backward(visit))
     }
 
     /// Mean loss over the targets of the batches; parameters and moments are left alone.
@@ -287,25 +444,61 @@ impl Trainer {
         self.model.load(self.fabric.device(), batches)?;
         for visit in self.model.visits() {
             match visit {
-                Visit::Head => {
-                    self.model.turn(&self.fabric, &mut self.store, &self.scalars.all(), LOSS, train)?;
-                }
+                Visit::Head => self.turn(train)?,
                 _ => self.model.forward(&self.fabric, &mut self.store, visit)?,
             }
         }
         Ok(())
     }
 
-    /// The optimiser's first phase for the tensors whose gradient is complete.
-    fn stats(&mut self, visit: Visit) -> Result<(), StoreError> {
-        let owned: Vec<usize> = self.model.table().owned(visit).collect();
-        for tensor in owned {
-            for panel in self.store.panels(tensor) {
-                self.store.begin_operation();
-                let gradient = self.store.whole_gradient(tensor, panel)?;
-                let slot = self.first_slot[tensor] + grad_norm::slots(panel.first_row);
-                grad_norm::partial(self.fabric.device(), &gradient, &self.partials.all(), slot)?;
-            }
+    /// The head, forward and, to train, backward.
+    fn turn(&mut self, train: bool) -> Result<(), StoreError> {
+        let expected = self.gradients_of(self.model.visits().len() - 1);
+        let Trainer { fabric, store, model, scalars, partials, first_slot, dry, .. } = self;
+        let mut counted =
+            Counted { device: fabric.device(), partials: &partials.all(), first_slot, dry: *dry, panels: 0 };
+        let mut told = |store: &mut Store, tensor, panel| counted.panel(store, tensor, panel);
+        let told: Option<Told<'_>> = if train { Some(&mut told) } else { None };
+        model.turn(fabric, store, &scalars.all(), LOSS, told)?;
+        assert!(!train || counted.panels == expected, "{} of {expected} gradients of the head", counted.panels);
+        Ok(())
+    }
+
+    /// The backward pass of a visit but the head.
+    fn backward(&mut self, visit: usize) -> Result<(), StoreError> {
+        let expected = self.gradients_of(visit);
+        let Trainer { fabric, store, model, partials, first_slot, dry, .. } = self;
+        let mut counted =
+            Counted { device: fabric.device(), partials: &partials.all(), first_slot, dry: *dry, panels: 0 };
+        let mut told = |store: &mut Store, tensor, panel| counted.panel(store, tensor, panel);
+        model.backward(fabric, store, model.visits()[visit], &mut told)?;
+        assert_eq!(counted.panels, expected, "gradients of visit {visit}");
+        Ok(())
+    }
+
+    /// Panels of the tensors that a visit owns.
+    fn gradients_of(&self, visit: usize) -> usize {
+        self.owned(visit).into_iter().map(|tensor| self.store.panels(tensor).count()).sum()
+    }
+}
+
+/// The optimiser's first phase: takes each panel of a gradient as it becomes complete, while it is still on the device.
+struct Counted<'a> {
+    device: &'a Device,
+    partials: &'a View,
+    first_slot: &'a [usize],
+    dry: bool,
+    panels: usize,
+}
+
+impl Counted<'_> {
+    fn panel(&mut self, store: &mut Store, tensor: usize, panel: Panel) -> Result<(), StoreError> {
+        let gradient = store.whole_gradient(tensor, panel)?;
+        let slot = self.first_slot[tensor] + grad_norm::slots(panel.first_row);
+        grad_norm::partial(self.device, &gradient, self.partials, slot)?;
+        self.panels += 1;
+        if self.dry {
+            store.drop_gradient(tensor, panel);
         }
         Ok(())
     }

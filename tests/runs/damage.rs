@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::desk::{Desk, Left, assert_equal, begin, go_on, left, until};
 use gaufre::report::{Event, Finish, Observer, Start, StepLine};
@@ -128,6 +128,10 @@ impl RandomFile for FaultyRandomFile {
 }
 
 impl Disk for &'static FaultyDisk {
+    fn share(&self) -> Arc<dyn Disk> {
+        Arc::new(*self)
+    }
+
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         self.pass()?;
         Ok(Box::new(FaultyFile { inner: RealDisk.create(path)?, disk: self }))

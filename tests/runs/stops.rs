@@ -8,8 +8,7 @@ use super::desk::{Desk, assert_equal, begin, go_on, left, until};
 use crate::rig;
 use gaufre::model::Recompute;
 use gaufre::program::schedule::Schedule;
-use gaufre::store::Placement;
-use gaufre::train::config::Config;
+use gaufre::train::config::{Config, Home};
 use gaufre::train::folder::Folder;
 use gaufre::train::{Control, TrainError};
 
@@ -71,7 +70,7 @@ fn what_changes_no_bit_may_change() {
     let changes: [fn(&mut Config); 6] = [
         |c| c.threads = 3,
         |c| c.schedule = Schedule::Superstep,
-        |c| c.store = Placement::Ram,
+        |c| c.store = Home::Ram,
         |c| c.recompute = Recompute::Layer,
         |c| (c.save_every, c.keep) = (3, 5),
         |c| c.wafer = "3x2".parse().unwrap(),

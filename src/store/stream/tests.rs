@@ -72,6 +72,10 @@ impl RandomFile for ShakyFile {
 }
 
 impl Disk for Shaky {
+    fn share(&self) -> Arc<dyn Disk> {
+        Arc::new(self.clone())
+    }
+
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         RealDisk.create(path)
     }

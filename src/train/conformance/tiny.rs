@@ -5,9 +5,9 @@ use crate::model::{Config, Micro, Recompute, Shape};
 use crate::program::cross_entropy::IGNORE;
 use crate::program::initial::{normal, word};
 use crate::program::schedule::Fabric;
-use crate::store::{Placement, Role};
+use crate::store::Role;
 use crate::train::step::{Gradients, SetupError};
-use crate::train::{Optimizer, Setup, Trainer};
+use crate::train::{Setup, Trainer};
 
 const MODEL: &str = "layers = 2\nheads = 3\nd_model = 84\ncontext = 37\nvocab_size = 211\n";
 const SHAPE: Shape = Shape { batch: 2, seq_len: 37, micro_batches: 2 };
@@ -31,15 +31,11 @@ pub fn step(fabric: &Fabric) -> Result<Gradients, SetupError> {
 
 fn setup(fabric: &Fabric) -> Setup {
     Setup {
-        model: Config::parse("tiny", MODEL).expect("the tiny model is a model"),
-        shape: SHAPE,
         seed: SEED,
         schedule: fabric.schedule(),
         wafer: fabric.wafer(),
-        placement: Placement::Resident,
-        device_memory: None,
         recompute: Recompute::None,
-        optimizer: Optimizer { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 },
+        ..Setup::new(Config::parse("tiny", MODEL).expect("the tiny model is a model"), SHAPE)
     }
 }
 

@@ -1,0 +1,116 @@
+//! How a store is laid out on a device before anything is allocated: where tensors are cut into panels, and how many slots
+//! of each size there are. It cuts finer and counts fewer until the plan fits the memory allowed. Pure arithmetic; it must
+//! never know where a panel lies.
+
+use super::panel::{Cut, PANEL_BYTES};
+use super::role::{self, ROLES, Role, Training};
+use super::slots::SlotPlan;
+use super::{Array, Format, Placement, StoreError, Tensor};
+use crate::device::Limits;
+
+/// Cells of one size that one operation may use together: weight, gradient, two states and a master.
+pub const PER_OPERATION: usize = ROLES;
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// Where panels stay.
+    pub placement: Placement,
+    /// How weights rest off the device.
+    pub weights: Format,
+    /// What is kept beside weights.
+    pub training: Option<Training>,
+    /// Bytes for slots; `None`: as many as it takes.
+    pub budget: Option<u64>,
+}
+
+/// What is kept of a tensor in one role, and how it is cut.
+pub type Kept = Option<(Array, Cut)>;
+
+/// A plan.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// For each tensor, its arrays by role.
+    pub arrays: Vec<[Kept; ROLES]>,
+    /// The slots.
+    pub slots: SlotPlan,
+}
+
+impl Plan {
+    /// Cuts tensors and counts slots.
+    ///
+    /// # Errors
+    /// [`StoreError::TooSmall`] when the smallest plan exceeds the budget.
+    pub fn new(limits: &Limits, tensors: &[Tensor], need: Need) -> Result<Plan, StoreError> {
+        let mut bytes = PANEL_BYTES.min(limits.binding_bytes).min(limits.buffer_bytes);
+        let available = need.budget.unwrap_or(u64::MAX);
+        if need.placement == Placement::Resident {
+            let arrays = arrays(tensors, need, bytes);
+            let slots = slots(&arrays, usize::MAX);
+            let needed = slots.bytes();
+            return if needed <= available {
+                Ok(Plan { arrays, slots })
+            } else {
+                Err(StoreError::TooSmall { needed, available })
+            };
+        }
+        loop {
+            let arrays = arrays(tensors, need, bytes);
+            let smallest = slots(&arrays, PER_OPERATION);
+            if smallest.bytes() <= available {
+                let slots = grown(&arrays, smallest, need.budget);
+                return Ok(Plan { arrays, slots });
+            }
+            bytes /= 2;
+            if bytes == 0 {
+                return Err(StoreError::TooSmall { needed: smallest.bytes(), available });
+            }
+        }
+    }
+
+    /// The size class of an array.
+    pub fn class(&self, cut: &Cut) -> usize {
+        self.slots.classes.iter().position(|(elements, _)| *elements == cut.elements()).expect("every size was planned")
+    }
+}
+
+fn arrays(tensors: &[Tensor], need: Need, bytes: u64) -> Vec<[Kept; ROLES]> {
+    let kept = |t: &Tensor, role: Role| {
+        let array = role::array(role, t.rows, t.cols, t.vector, need.weights, need.training)?;
+        Some((array, Cut::new(array.rows, array.cols, bytes)))
+    };
+    tensors.iter().map(|t| role::ALL.map(|role| kept(t, role))).collect()
+}
+
+/// The most slots of every size alike that the budget allows. Without a budget, twice what an operation needs, so that a
+/// visit can be fetched ahead.
+fn grown(arrays: &[[Kept; ROLES]], smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
+    let Some(budget) = budget else { return slots(arrays, 2 * PER_OPERATION) };
+    let cells = slots(arrays, usize::MAX).classes.iter().map(|(_, slots)| *slots).max().unwrap_or(0);
+    // At `fits` slots the budget holds, at `fails` it does not.
+    let (mut fits, mut fails) = (PER_OPERATION, cells.max(PER_OPERATION) + 1);
+    let mut best = smallest;
+    while fits + 1 < fails {
+        let middle = fits + (fails - fits) / 2;
+        let plan = slots(arrays, middle);
+        if plan.bytes() <= budget {
+            (fits, best) = (middle, plan);
+        } else {
+            fails = middle;
+        }
+    }
+    best
+}
+
+/// At most `most` slots of each size, and never more than there are cells of it.
+fn slots(arrays: &[[Kept; ROLES]], most: usize) -> SlotPlan {
+    let mut classes: Vec<(usize, usize)> = Vec::new();
+    for (_, cut) in arrays.iter().flatten().flatten() {
+        match classes.iter_mut().find(|(elements, _)| *elements == cut.elements()) {
+            Some((_, slots)) => *slots += cut.count(),
+            None => classes.push((cut.elements(), cut.count())),
+        }
+    }
+    classes.iter_mut().for_each(|(_, slots)| *slots = (*slots).min(most));
+    SlotPlan { classes }
+}

@@ -1,0 +1,184 @@
+//! What a run needs of device, host memory and disk, held against what there is before anything is made: what cannot fit is
+//! refused with the cure. It must never know how a step is computed.
+
+use std::path::{Path, PathBuf};
+
+use super::config::{Config, Home};
+use super::optimizer::{Clip, Updater};
+use super::step::Setup;
+use crate::device::{Class, Device};
+use crate::model::{Gpt, Table};
+use crate::program::Matrix;
+use crate::store::durable::{Disk, RealDisk};
+use crate::store::plan::{Kept, Need, Plan};
+use crate::store::role::{self, ROLES, Role};
+use crate::store::{Format, Placement, Spill, StoreError};
+
+/// Bytes needed, and bytes there are where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes {
+    /// Needed.
+    pub needed: u64,
+    /// There, or allowed.
+    pub available: Option<u64>,
+}
+
+impl Bytes {
+    fn fit(self) -> bool {
+        self.available.is_none_or(|available| self.needed <= available)
+    }
+}
+
+/// What a run needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// On the device, where `--device-memory` bounds it.
+    pub device: Bytes,
+    /// Of host memory, that of a native device included.
+    pub ram: Bytes,
+    /// On the disk of the store.
+    pub disk: Bytes,
+}
+
+/// Why a run cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum NeedsError {
+    /// More host memory than there is.
+    #[error("{needed} bytes of memory are needed and {available} are free; {cure}")]
+    Ram {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+        /// What takes fewer.
+        cure: &'static str,
+    },
+    /// More disk than there is.
+    #[error("--store disk: {needed} bytes are needed and {available} are free in {}; {cure}", path.display())]
+    Disk {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+        /// What takes fewer.
+        cure: &'static str,
+    },
+    /// The device is too small.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a run needs, and what there is.
+///
+/// # Errors
+/// [`StoreError::TooSmall`] where the smallest plan exceeds the device memory allowed.
+pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, NeedsError> {
+    let tensors = Gpt::tensors(&setup.model, setup.seed);
+    let activations = setup.activation_bytes() + Updater::bytes(&setup.optimizer, &tensors);
+    let plan = Plan::new(
+        device.limits(),
+        &tensors,
+        Need {
+            placement: setup.placement,
+            weights: setup.param_dtype,
+            training: Some(setup.optimizer.training(setup.master)),
+            budget: setup.device_memory.map(|all| all.saturating_sub(activations)),
+        },
+    )?;
+    let packed = |roles: &dyn Fn(Role) -> bool| -> u64 {
+        let roles: Vec<Role> = role::ALL.into_iter().filter(|role| roles(*role)).collect();
+        let array = |kept: &[Kept; ROLES]| -> u64 {
+            let bytes = |role: &Role| kept[*role as usize].map_or(0, |(a, _)| a.format.bytes(a.rows, a.cols) as u64);
+            roles.iter().map(bytes).sum()
+        };
+        plan.arrays.iter().map(array).sum()
+    };
+    let on_device = activations + plan.slots.bytes();
+    let native = if device.class() == Class::Native { on_device } else { 0 };
+    let lasting = packed(&|role| role.lasts());
+    let off_device = match setup.placement {
+        Placement::Resident => 0,
+        Placement::Ram => packed(&|_| true) + if setup.spill() == Spill::Ram { spilled(setup) } else { 0 },
+        Placement::Disk => 2 * config.stream_memory,
+    };
+    let disk = match setup.placement {
+        Placement::Disk => lasting * if config.in_place { 1 } else { 2 } + scratch_bytes(setup),
+        _ => 0,
+    };
+    let folder = nearest(&place(config));
+    let free = (setup.placement == Placement::Disk).then(|| RealDisk.available(&folder).ok()).flatten();
+    Ok(Needs {
+        parameters: Table::new(&setup.model).count(),
+        device: Bytes { needed: on_device, available: setup.device_memory },
+        ram: Bytes { needed: native + off_device, available: free_memory() },
+        disk: Bytes { needed: disk, available: free },
+    })
+}
+
+/// What a run needs, where it fits; `resumed`: its store is there already.
+///
+/// # Errors
+/// [`NeedsError`] with the cure.
+pub fn check(config: &Config, setup: &Setup, device: &Device, resumed: bool) -> Result<Needs, NeedsError> {
+    let needs = needs(config, setup, device)?;
+    if let (false, Some(available)) = (needs.ram.fit(), needs.ram.available) {
+        let cure = match setup.placement {
+            Placement::Disk => "lower --device-memory or --stream-memory",
+            _ => "use --store disk --device-memory BYTES",
+        };
+        return Err(NeedsError::Ram { needed: needs.ram.needed, available, cure });
+    }
+    if let (false, false, Some(available)) = (resumed, needs.disk.fit(), needs.disk.available) {
+        let cure = match (config.in_place, setup.param_dtype) {
+            (false, _) => "use --in-place, or another disk with --store disk:FOLDER",
+            (true, Format::F32) => "use --param-dtype bf16, or another disk with --store disk:FOLDER",
+            _ => "use --optimizer adafactor --clip layer, or another disk with --store disk:FOLDER",
+        };
+        return Err(NeedsError::Disk { path: place(config), needed: needs.disk.needed, available, cure });
+    }
+    Ok(needs)
+}
+
+/// Bytes of gradients and layer inputs that may have to wait on the disk.
+pub fn scratch_bytes(setup: &Setup) -> u64 {
+    let tensors = Gpt::tensors(&setup.model, setup.seed);
+    // Where layers are updated at once, or nothing is, only the tables that two visits add to wait.
+    let waits = |group: usize| group == 0 || setup.optimizer.clip == Clip::Global && !setup.dry;
+    let waiting = tensors.iter().filter(|t| waits(t.group));
+    let gradients: u64 = waiting.map(|t| Format::F32.bytes(t.rows, t.cols) as u64).sum();
+    gradients + if setup.spill() == Spill::Disk { spilled(setup) } else { 0 }
+}
+
+/// Bytes of one spilled layer input.
+pub fn spill_bytes(setup: &Setup) -> u64 {
+    (setup.shape.rows() * Matrix::stride_for(setup.model.d_model) * 4) as u64
+}
+
+fn spilled(setup: &Setup) -> u64 {
+    ((setup.model.layers + 1) * setup.shape.micro_batches) as u64 * spill_bytes(setup)
+}
+
+/// The folder whose disk the store will be on.
+fn place(config: &Config) -> PathBuf {
+    match &config.store {
+        Home::Disk(Some(path)) => path.clone(),
+        _ => config.out.clone().unwrap_or_else(|| "runs".into()),
+    }
+}
+
+/// The nearest folder above a path that is there.
+fn nearest(path: &Path) -> PathBuf {
+    let there = path.ancestors().find(|p| p.is_dir());
+    there.map_or_else(|| ".".into(), Path::to_path_buf)
+}
+
+/// Memory that the system can give without swapping, where it tells (Linux).
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
