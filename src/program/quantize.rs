@@ -338,6 +338,8 @@ fn host(args: &mut Args<'_, f32>) {
         vector::dispatch(
             #[inline(always)]
             || {
+                // A copy of its own, which no store to the panel can change: else the loops are not made vectors.
+                let p = p;
                 for row in rows.chunks_mut(width) {
                     for block in row.chunks_mut(BLOCK) {
                         host_block(&p, block);
