@@ -339,10 +339,10 @@ fn host(args: &mut Args<'_, f32>) {
             #[inline(always)]
             || {
                 // A copy of its own, which no store to the panel can change: else the loops are not made vectors.
-                let p = p;
+                let grid = p;
                 for row in rows.chunks_mut(width) {
                     for block in row.chunks_mut(BLOCK) {
-                        host_block(&p, block);
+                        host_block(&grid, block);
                     }
                 }
             },
