@@ -338,9 +338,11 @@ fn host(args: &mut Args<'_, f32>) {
         vector::dispatch(
             #[inline(always)]
             || {
+                // A copy of its own, which no store to the panel can change: else the loops are not made vectors.
+                let grid = p;
                 for row in rows.chunks_mut(width) {
                     for block in row.chunks_mut(BLOCK) {
-                        host_block(&p, block);
+                        host_block(&grid, block);
                     }
                 }
             },

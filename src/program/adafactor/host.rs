@@ -100,10 +100,15 @@ pub(super) fn partial(args: &mut Args<'_, f32>) {
                 let (mut updates, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
                 for ((g, w), row) in g.chunks_exact(stride).zip(w.chunks_exact(stride)).zip(row) {
                     let scale = row * factors[INVERSE_MEAN];
-                    for ((g, w), column) in eights(g).iter().zip(eights(w)).zip(eights(column)) {
+                    // Two loops: both sums in one are not made vectors.
+                    for (g, column) in eights(g).iter().zip(eights(column)) {
                         for i in 0..LANES {
                             let u = update(&p, g[i] * clip, scale, column[i]);
                             updates[i] = u.mul_add(u, updates[i]);
+                        }
+                    }
+                    for w in eights(w) {
+                        for i in 0..LANES {
                             squares[i] = w[i].mul_add(w[i], squares[i]);
                         }
                     }
