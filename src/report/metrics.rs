@@ -51,6 +51,19 @@ struct Memory {
 }
 
 #[derive(serde::Serialize)]
+struct Traffic {
+    step: u64,
+    seconds: f64,
+    bound: &'static str,
+    bytes_read: u64,
+    bytes_written: u64,
+    read_bandwidth: f64,
+    write_bandwidth: f64,
+    read_wait: f64,
+    write_wait: f64,
+}
+
+#[derive(serde::Serialize)]
 struct Spike {
     step: u64,
     spike: f64,
@@ -159,7 +172,18 @@ impl Observer for Metrics {
             Event::Memory { step, device_bytes, process_bytes } => {
                 open.line(&Memory { step, peak_device_bytes: device_bytes, peak_process_bytes: process_bytes })
             }
-            Event::Damaged { .. } | Event::Saved { .. } | Event::Stopped { .. } => Ok(()),
+            Event::Traffic { step, traffic } => open.line(&Traffic {
+                step,
+                seconds: traffic.seconds,
+                bound: traffic.bound(),
+                bytes_read: traffic.bytes_read,
+                bytes_written: traffic.bytes_written,
+                read_bandwidth: traffic.read_bandwidth,
+                write_bandwidth: traffic.write_bandwidth,
+                read_wait: traffic.read_wait,
+                write_wait: traffic.write_wait,
+            }),
+            Event::Damaged { .. } | Event::Needs(_) | Event::Saved { .. } | Event::Stopped { .. } => Ok(()),
         })
     }
 

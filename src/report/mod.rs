@@ -74,6 +74,50 @@ pub struct StepLine {
     pub skipped: bool,
 }
 
+/// What passed between memory and disk in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Traffic {
+    /// Wall time of the step in seconds.
+    pub seconds: f64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Bytes a second while the disk read; 0 where it did not.
+    pub read_bandwidth: f64,
+    /// Bytes a second while the disk wrote and synced; 0 where it did not.
+    pub write_bandwidth: f64,
+    /// Seconds in which the step waited for what it read.
+    pub read_wait: f64,
+    /// Seconds in which it waited for room to write.
+    pub write_wait: f64,
+}
+
+impl Traffic {
+    /// What the step spent most of its time on: `compute`, `read` or `write`.
+    pub fn bound(&self) -> &'static str {
+        let compute = self.seconds - self.read_wait - self.write_wait;
+        match (compute >= self.read_wait.max(self.write_wait), self.read_wait >= self.write_wait) {
+            (true, _) => "compute",
+            (false, true) => "read",
+            (false, false) => "write",
+        }
+    }
+}
+
+/// What a run needs of memory and disk, in bytes, and what there is where that is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Needs {
+    /// On the device, and what may be used of it.
+    pub device: (u64, Option<u64>),
+    /// Of host memory.
+    pub ram: (u64, Option<u64>),
+    /// On the disk of the store.
+    pub disk: (u64, Option<u64>),
+    /// Seconds that a step is expected to take, if neither is slower than measured: computing, and reading and writing.
+    pub step_seconds: (f64, f64),
+}
+
 /// What is known when a run ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Finish {
@@ -105,6 +149,15 @@ pub enum Event<'a> {
         path: &'a Path,
         /// How long it took.
         seconds: f64,
+    },
+    /// What a run will take, before it starts.
+    Needs(Needs),
+    /// A step of a store on a disk.
+    Traffic {
+        /// Steps done.
+        step: u64,
+        /// What passed.
+        traffic: Traffic,
     },
     /// A loss far above those before it.
     Spike {

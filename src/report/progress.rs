@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::{Event, Finish, Observer, ReportError, Result, Start, StepLine};
+use super::{Event, Finish, Needs, Observer, ReportError, Result, Start, StepLine, Traffic};
 
 /// Shows how far a run is.
 pub struct Progress<W> {
@@ -125,7 +125,9 @@ impl<W: Write> Observer for Progress<W> {
                 let folder = folder.display();
                 format!("stopped after step {step} of {steps}; go on with: gaufre train --resume {folder}")
             }
-            Event::Saving | Event::Saved { .. } | Event::Memory { .. } => return Ok(()),
+            Event::Needs(needs) => needs_line(needs),
+            Event::Traffic { step, traffic } if traffic.seconds >= TOLD => traffic_line(*step, traffic),
+            Event::Traffic { .. } | Event::Saving | Event::Saved { .. } | Event::Memory { .. } => return Ok(()),
         };
         match self.terminal && !self.bar.is_hidden() {
             true => self.bar.println(text),
@@ -150,6 +152,44 @@ impl<W: Write> Observer for Progress<W> {
             finish.steps, finish.tokens, finish.seconds
         ))
     }
+}
+
+/// Steps that take so many seconds have their traffic told.
+const TOLD: f64 = 2.0;
+
+/// Bytes as a person reads them.
+fn bytes(n: u64) -> String {
+    format!("{:#}", indicatif::BinaryBytes(n))
+}
+
+fn needs_line(needs: &Needs) -> String {
+    let of = |(needed, available): (u64, Option<u64>)| match available {
+        Some(available) => format!("{} of {}", bytes(needed), bytes(available)),
+        None => bytes(needed),
+    };
+    let disk = if needs.disk.0 > 0 { format!(", disk {}", of(needs.disk)) } else { String::new() };
+    let (compute, stream) = needs.step_seconds;
+    let stream = if stream > 0.0 { format!(", {stream:.1} s of reading and writing beside it") } else { String::new() };
+    format!(
+        "needs: device {}, memory {}{disk}; a step of about {compute:.1} s of computing{stream}",
+        of(needs.device),
+        of(needs.ram)
+    )
+}
+
+fn traffic_line(step: u64, t: &Traffic) -> String {
+    let rate = |per_second: f64| format!("{}/s", bytes(per_second as u64));
+    format!(
+        "step {step}: {:.1} s, bound by {}: read {} at {}, {:.1} s waited; wrote {} at {}, {:.1} s waited",
+        t.seconds,
+        t.bound(),
+        bytes(t.bytes_read),
+        rate(t.read_bandwidth),
+        t.read_wait,
+        bytes(t.bytes_written),
+        rate(t.write_bandwidth),
+        t.write_wait
+    )
 }
 
 #[cfg(test)]

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::config::{Config, Home};
 use super::optimizer::{Clip, Updater};
+use super::peaks;
 use super::step::Setup;
 use crate::device::{Class, Device};
+use crate::model::Recompute;
 use crate::model::{Gpt, Table};
 use crate::program::Matrix;
+use crate::report;
 use crate::store::durable::{Disk, RealDisk};
 use crate::store::plan::{Kept, Need, Plan};
 use crate::store::role::{self, ROLES, Role};
@@ -40,6 +43,8 @@ pub struct Needs {
     pub ram: Bytes,
     /// On the disk of the store.
     pub disk: Bytes,
+    /// That pass between memory and disk in a step.
+    pub traffic: u64,
 }
 
 /// Why a run cannot be.
@@ -70,6 +75,24 @@ pub enum NeedsError {
     /// The device is too small.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Needs {
+    /// The same for a person, with what a step will take: `seconds` of computing where nothing is computed twice, and as
+    /// much of reading and writing as the disk of `folder` is measured to do.
+    pub fn told(&self, config: &Config, seconds: f64, folder: &Path) -> report::Needs {
+        let of = |bytes: Bytes| (bytes.needed, bytes.available);
+        // A pass forward again is 2 of 6 parts more.
+        let computing = seconds * if config.recompute == Recompute::None { 1.0 } else { 4.0 / 3.0 };
+        let stream =
+            if self.traffic > 0 { peaks::disk(folder).map_or(0.0, |rate| self.traffic as f64 / rate) } else { 0.0 };
+        report::Needs {
+            device: of(self.device),
+            ram: of(self.ram),
+            disk: of(self.disk),
+            step_seconds: (computing, stream),
+        }
+    }
 }
 
 /// What a run needs, and what there is.
@@ -116,6 +139,13 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
         device: Bytes { needed: on_device, available: setup.device_memory },
         ram: Bytes { needed: native + off_device, available: free_memory() },
         disk: Bytes { needed: disk, available: free },
+        // Weights are read twice, the rest once; what is in place is written twice.
+        traffic: match setup.placement {
+            Placement::Disk if !setup.dry => {
+                packed(&|role| role == Role::Weight) + lasting * if config.in_place { 3 } else { 2 }
+            }
+            _ => 0,
+        },
     })
 }
 

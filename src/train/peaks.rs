@@ -1,6 +1,7 @@
 //! What a machine does at most, measured: floating point operations a second in a product of f32 matrices, the memory of
 //! the process; and the operations that a step takes by the usual formula. It must never know what a run computes.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::data::Shape;
@@ -9,6 +10,8 @@ use crate::model::{Config, Table};
 use crate::program::Matrix;
 use crate::program::matmul::{Form, Matmul, run};
 use crate::program::schedule::{Fabric, Schedule};
+use crate::store::block::Block;
+use crate::store::durable::{Access, Disk, RealDisk};
 use crate::wafer::Wafer;
 
 /// How long a peak is measured.
@@ -49,6 +52,22 @@ pub fn flops(device: &Device) -> Result<f64> {
         }
     }
     Ok(best)
+}
+
+/// Bytes a second that the disk of a folder writes and reads past the page cache; `None` where it cannot be tried.
+pub fn disk(folder: &Path) -> Option<f64> {
+    const BYTES: usize = 64 << 20;
+    let (path, mut block) = (folder.join("speed.part"), Block::new(BYTES));
+    let clock = Instant::now();
+    let tried = RealDisk.open(&path, Access::Create).and_then(|file| {
+        file.write_at(0, &block)?;
+        file.sync()?;
+        file.read_at(0, &mut block)
+    });
+    let seconds = clock.elapsed().as_secs_f64();
+    // What cannot be removed is litter, which the next run clears.
+    let _ = RealDisk.remove_file(&path);
+    tried.ok().map(|()| 2.0 * BYTES as f64 / seconds)
 }
 
 /// Floating point operations of a step, forward and backward: 6 for each parameter and token, positions left out, and

@@ -168,7 +168,7 @@ fn go(
     let peak_flops = device.run(|| peaks::flops(&device))?;
     let resumed = old.is_some();
     let mut setup = setup(config, model.clone(), shape);
-    needs::check(config, &setup, &device, resumed)?;
+    let needs = needs::check(config, &setup, &device, resumed)?;
     let (mut trainer, (folder, _lock)) = match setup.placement {
         // What lies in the folder of the run, or beside it, needs the folder first.
         Placement::Disk => {
@@ -213,6 +213,8 @@ fn go(
     };
     write_about(&folder, control.disk, &start, &device, &state)?;
     observer.started(&start)?;
+    let work = peaks::step_flops(&model, &shape) / peak_flops;
+    observer.event(&Event::Needs(needs.told(config, work, folder.path())))?;
     let before = state.step;
     let mut session = Session::new(config, control, shape, &corpus, trainer, &folder, state, resumed, interrupted);
     let summary = device.run(|| session.run(observer))?;

@@ -16,9 +16,10 @@ use super::run::{Control, Summary, TrainError};
 use super::step::{StepResult, Trainer};
 use crate::data::{Batches, Corpus, Shape};
 use crate::model::Micro;
-use crate::report::{Event, Observer, StepLine};
+use crate::report::{Event, Observer, StepLine, Traffic};
 use crate::store::durable::{self, WriteError};
 use crate::store::journal::Interrupted;
+use crate::store::stream::Stats;
 use crate::store::{Placement, checkpoint};
 
 /// Rollbacks to one checkpoint before the run gives up.
@@ -65,9 +66,10 @@ impl<'a> Session<'a> {
     }
 
     /// Where the store is the checkpoint: makes it that of this state.
-    fn commit(&mut self) -> Result<(), TrainError> {
+    fn commit(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         // A step without an update leaves nothing to be kept.
         if self.is_on_disk() && !(self.config.dry_update && self.state.step > 0) {
+            observer.event(&Event::Saving)?;
             self.trainer.store().commit(self.state.step, &self.state)?;
             self.saved = Some(self.state.step);
         }
@@ -85,7 +87,7 @@ impl<'a> Session<'a> {
             self.save(observer)?;
         }
         if self.saved != Some(self.state.step) {
-            self.commit()?;
+            self.commit(observer)?;
         }
         while self.state.step < end && !self.control.stop.load(Ordering::Relaxed) {
             if !self.step(observer)? {
@@ -93,7 +95,7 @@ impl<'a> Session<'a> {
             }
             self.evaluate_if_due(observer)?;
             if self.is_on_disk() {
-                self.commit()?;
+                self.commit(observer)?;
                 continue;
             }
             let every = self.config.save_every;
@@ -151,6 +153,10 @@ impl<'a> Session<'a> {
             tokens_per_second: step_tokens as f64 / clock.elapsed().as_secs_f64(),
             skipped,
         })?;
+        if let Some(stats) = self.trainer.store().traffic() {
+            let traffic = traffic(&stats, clock.elapsed().as_secs_f64());
+            observer.event(&Event::Traffic { step: self.state.step, traffic })?;
+        }
         let spike = if skipped { None } else { self.state.guard.judge(loss) };
         match (self.config.on_spike, spike) {
             (OnSpike::Ignore, _) | (_, None) => Ok(true),
@@ -257,6 +263,20 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// What passed in a step of so many seconds.
+fn traffic(stats: &Stats, seconds: f64) -> Traffic {
+    let rate = |bytes: u64, busy: f64| if busy > 0.0 { bytes as f64 / busy } else { 0.0 };
+    Traffic {
+        seconds,
+        bytes_read: stats.bytes_read,
+        bytes_written: stats.bytes_written,
+        read_bandwidth: rate(stats.bytes_read, stats.read_seconds),
+        write_bandwidth: rate(stats.bytes_written, stats.write_seconds),
+        read_wait: stats.read_wait_seconds,
+        write_wait: stats.write_wait_seconds,
     }
 }
 

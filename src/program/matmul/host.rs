@@ -5,8 +5,13 @@
 //! [`PANEL_ROWS`], operands that would take a special path are first widened by zeros, and the work is shared out here:
 //! then equal bits come of any partition of the result, of whole launches and of single tiles.
 //!
+//! A result of few rows whose operands both have k along their rows, a linear layer of a short text, is summed by [`few`], in
+//! the same order: packing the weights for `gemm` would take longer than multiplying them.
+//!
 //! A result of one row whose operands both have k along their rows, which is every linear layer of a model that writes text,
 //! reads each weight once: that takes as long as the memory does, and is done by [`dot`] in an order of its own.
+
+mod few;
 
 use std::cell::RefCell;
 
@@ -63,6 +68,12 @@ impl Target {
         // Safety: the first element of the second rectangle lies inside this one, because the cut does.
         let first = unsafe { self.first.add(down * self.stride + right) };
         (head, Target { first, rows: self.rows - down, cols: self.cols - right, ..self })
+    }
+
+    /// Elements of the rectangle: adds to them or, for `add == false`, sets them.
+    fn put(&mut self, row: usize, col: usize, value: f32, add: bool) {
+        let x = &mut self.row(row)[col];
+        *x = if add { *x + value } else { value };
     }
 
     fn row(&mut self, row: usize) -> &mut [f32] {
@@ -158,6 +169,10 @@ impl Sum<'_> {
         } else {
             for k in (0..self.depth).step_by(PANEL_ROWS) {
                 let depth = PANEL_ROWS.min(self.depth - k);
+                if target.rows <= few::ROWS && a.right == 1 && b.down == 1 && a.down != 1 {
+                    few::chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
+                    continue;
+                }
                 chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
             }
         }
