@@ -102,7 +102,7 @@ pub struct Terms {
 }
 
 /// Settings that change no bit of a step, or that [`Terms`] hold in another form.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "cache",
     "data",
     "device",
@@ -114,6 +114,7 @@ const FREE: [&str; 18] = [
     "model",
     "out",
     "recompute",
+    "sample_tokens",
     "save_every",
     "schedule",
     "separator",
