@@ -1,5 +1,6 @@
 //! Every test that needs a device or a file: one binary, one module a subject. Structure alone is held by tidy.rs.
 
+mod allocations;
 mod attacks;
 mod canary;
 mod cli;

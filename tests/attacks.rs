@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use gaufre::store::safetensors::{File, Limits, open};
+use gaufre::store::shards::Shards;
 
 /// A file: the length of the header, the header, data.
 fn file(header: impl AsRef<[u8]>, data: usize) -> Vec<u8> {
@@ -181,6 +182,18 @@ fn each_hostile_file_is_refused_with_its_name() {
         for word in words {
             assert!(said.contains(word), "{name}: {word:?} is not in {said:?}");
         }
+    }
+}
+
+#[test]
+fn an_import_refuses_what_the_reader_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for (name, bytes, _) in attacks() {
+        let _ = fs::remove_file(&path);
+        fs::write(&path, bytes).unwrap();
+        let said = Shards::folder(folder.path()).expect_err(name).to_string();
+        assert!(said.contains("model.safetensors: ") && said.lines().count() == 1, "{name}: {said}");
     }
 }
 

@@ -220,6 +220,23 @@ fn text_is_tokenised_once_and_a_broken_cache_is_made_anew() {
     assert_eq!(entries().len(), 2);
 }
 
+#[test]
+fn a_long_text_is_read_through_the_cache_and_a_short_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let line = "to be or not to be, that is\n";
+    let short = at(folder.path(), "short", line.repeat(3).as_bytes());
+    let count = (17 << 20) / line.len();
+    let long = at(folder.path(), "long", line.repeat(count).as_bytes());
+    let read = |paths: &[PathBuf]| Corpus::read(paths, &Tokenizer::byte(), "text", &cache).unwrap();
+    let (tokens, bytes) = read(std::slice::from_ref(&short));
+    assert_eq!((tokens.len(), bytes, cache.exists()), (3 * line.len(), 3 * line.len() as u64, false));
+    let (tokens, bytes) = read(&[long, short]);
+    assert_eq!((tokens.len() as u64, bytes), (bytes, ((count + 3) * line.len()) as u64));
+    assert!(tokens.to_vec().iter().zip(line.bytes().cycle()).all(|(id, byte)| *id == u32::from(byte)));
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
+}
+
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 1;

@@ -265,8 +265,8 @@ fn broken_files_are_refused_before_anything_is_written() {
     };
     let cases: [(Spoil<'_>, &[&str]); 9] = [
         (&|f| fs::remove_file(f.join(first)).unwrap(), &[first]),
-        (&|f| cut(f.join(first), usize::MAX), &[first, "not a safetensors file"]),
-        (&|f| cut(f.join(first), 4), &[first, "not a safetensors file"]),
+        (&|f| cut(f.join(first), usize::MAX), &[first, "is the file whole?"]),
+        (&|f| cut(f.join(first), 4), &[first, "is the file whole?"]),
         (&|f| fs::write(f.join(first), "").unwrap(), &[first]),
         (&|f| fs::write(f.join(index), "{}").unwrap(), &[index, "weight_map"]),
         (&|f| edit(f.join(index), first, "../text"), &[index, "../text"]),

@@ -4,8 +4,22 @@ use gaufre::model::{Config, ModelError, PRESETS, Table, preset};
 
 #[test]
 fn presets_have_the_published_counts() {
-    let published =
-        [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)];
+    let published = [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("cerebras-gpt-111m", 111_050_496),
+        ("cerebras-gpt-256m", 255_977_024),
+        ("cerebras-gpt-590m", 590_310_912),
+        ("cerebras-gpt-1.3b", 1_315_723_264),
+        ("cerebras-gpt-2.7b", 2_651_553_280),
+        ("cerebras-gpt-6.7b", 6_658_404_352),
+        ("cerebras-gpt-13b", 12_853_386_240),
+        ("gpt3-xl", 1_315_723_264),
+        ("gpt3-13b", 12_853_386_240),
+        ("gpt3-175b", 174_604_259_328),
+    ];
     for (name, count) in published {
         assert_eq!(Table::new(&preset(name).unwrap()).count(), count, "{name}");
     }

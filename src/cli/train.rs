@@ -29,9 +29,6 @@ struct Flags {
     /// TOML file with values of the flags below, under the same names; flags win
     #[arg(long = "config", value_name = "FILE", conflicts_with = "resume")]
     file: Option<PathBuf>,
-    /// Tokens of the sample that is written at the end; 0: none
-    #[arg(long, value_name = "N", default_value_t = 400)]
-    sample_tokens: u64,
     #[command(flatten)]
     config: Config,
     /// Go on with the run in a folder; flags that change no result may be given anew
@@ -74,7 +71,7 @@ impl clap::FromArgMatches for Args {
 /// Trains; progress goes to standard error, the folder of the run to standard output.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.resolve()?;
-    let Flags { resume, stop_after, sample_tokens, .. } = args.flags;
+    let Flags { resume, stop_after, .. } = args.flags;
     let control = Control { stop: interrupts()?, stop_after, ..Control::default() };
     let mut observer = (Progress::stderr(), (Metrics::default(), (TensorBoard::default(), Page::default())));
     let summary = match resume {
@@ -83,12 +80,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let folder = summary.folder.as_path();
     if !summary.stopped {
-        if sample_tokens > 0 {
+        if config.sample_tokens > 0 {
             say("\na sample of what it writes:\n")?;
-            sample(&config, folder, sample_tokens)?;
+            sample(&config, folder)?;
         }
         let (name, run) = (command(), folder.display());
-        say(&format!("\nthe run is in {run}; to have it write more:\n  {name} generate {run} --prompt \"fn \"\n"))?;
+        let prompt = summary.word.as_ref().map_or(String::new(), |word| format!(" --prompt {word}"));
+        say(&format!("\nthe run is in {run}; to have it write more:\n  {name} generate {run}{prompt}\n"))?;
     }
     writeln!(std::io::stdout(), "{}", folder.display())?;
     let interrupted = summary.stopped && control.stop.load(Ordering::Relaxed);
@@ -129,12 +127,12 @@ fn command() -> String {
     std::env::args().next().unwrap_or_else(|| "gaufre".into())
 }
 
-fn sample(config: &Config, folder: &Path, tokens: u64) -> anyhow::Result<()> {
+fn sample(config: &Config, folder: &Path) -> anyhow::Result<()> {
     let options = Sampling { temperature: 0.8, top_k: None, top_p: None, seed: config.seed };
     let device = Device::open(&config.device, config.threads)?;
     let mut saved = train::Saved::open(&Folder::open(folder)?, device)?;
     let prompt = saved.opening();
-    saved.sample(&prompt, tokens, options, &mut |text| say(text))?;
+    saved.sample(&prompt, config.sample_tokens, options, &mut |text| say(text))?;
     Ok(say("\n")?)
 }
 

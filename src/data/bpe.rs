@@ -33,6 +33,8 @@ impl std::fmt::Debug for Bpe {
 impl Bpe {
     /// Reads the text of a `tokenizer.json`; an error says what is wrong with it.
     pub fn parse(json: String) -> Result<Bpe, String> {
+        // The crate panics on escapes that stand for no character; what is read here before has none of them.
+        serde_json::from_str::<serde_json::Value>(&json).map_err(|e| e.to_string())?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(|e| e.to_string())?;
         // A text that spells a special token is text: it must not be able to end a document.
         inner.set_encode_special_tokens(true);

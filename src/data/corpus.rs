@@ -12,6 +12,9 @@ use super::{DataError, Tokenizer, TokenizerKind, ids, shards};
 /// Tokens of a shard that is made on the fly.
 const SHARD_TOKENS: usize = 100_000_000;
 
+/// Bytes of text whose tokens are held in memory where they are read once: four times as many.
+const IN_MEMORY: u64 = 16 << 20;
+
 /// The text of a run.
 #[derive(Debug)]
 pub struct Corpus {
@@ -61,11 +64,18 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The tokens of data of any kind by a tokenizer that is there already, and the bytes that they stand for.
+    /// The tokens of data of any kind by a tokenizer that is there already, one document right after the other, and the
+    /// bytes that they stand for. Text of more than 16 MiB is prepared in the folder `cache` and read from there, as
+    /// [`Corpus::load`] does it.
     ///
     /// # Errors
     /// As [`Corpus::load`]; also where the tokenizer has no id for a character.
-    pub fn read(paths: &[PathBuf], tokenizer: &Tokenizer, field: &str) -> Result<(Tokens, u64), DataError> {
+    pub fn read(
+        paths: &[PathBuf],
+        tokenizer: &Tokenizer,
+        field: &str,
+        cache: &Path,
+    ) -> Result<(Tokens, u64), DataError> {
         if let [folder] = paths
             && shards::is_prepared(folder)
         {
@@ -76,8 +86,16 @@ impl Corpus {
             }
             return Ok((tokens, index.source_bytes));
         }
+        let sources = files::find(paths)?.sources;
+        let text = sources.iter().filter(|source| source.kind != Kind::Ids);
+        let sizes = text.map(|source| std::fs::metadata(&source.path).map_err(files::failed(&source.path)));
+        let size = sizes.map(|about| Ok(about?.len())).sum::<Result<u64, DataError>>()?;
+        if size > IN_MEMORY {
+            let inputs = Inputs { train: sources, validation: Vec::new(), skipped: Vec::new() };
+            return Corpus::prepared_now(inputs, tokenizer, field, cache);
+        }
         let (mut pieces, mut bytes) = (Vec::new(), 0);
-        for source in files::find(paths)?.sources {
+        for source in sources {
             if source.kind == Kind::Ids {
                 let piece = Piece::Mapped(ids::open(&source.path, tokenizer)?);
                 bytes += 2 * piece.len() as u64;
@@ -94,6 +112,26 @@ impl Corpus {
             pieces.push(Piece::Memory(all));
         }
         Ok((Tokens::join(pieces), bytes))
+    }
+
+    /// The tokens of a text that is too long to be held, by way of the cache.
+    fn prepared_now(
+        inputs: Inputs,
+        tokenizer: &Tokenizer,
+        field: &str,
+        cache: &Path,
+    ) -> Result<(Tokens, u64), DataError> {
+        let plan = Plan {
+            data: Vec::new(),
+            val_data: Vec::new(),
+            // What the tokenizer is has been said already.
+            tokenizer: TokenizerKind::Byte,
+            val_split: Some(0.0),
+            field: field.into(),
+            separator: Some(String::new()),
+        };
+        let (index, _, tokens) = Corpus::through(&plan, &inputs, tokenizer, cache)?;
+        Ok((tokens, index.source_bytes))
     }
 
     fn prepared(request: &Request, folder: &Path) -> Result<Corpus, DataError> {
@@ -136,23 +174,33 @@ impl Corpus {
 
     fn cached(request: &Request, inputs: Inputs, tokenizer: Tokenizer) -> Result<Corpus, DataError> {
         let plan = &request.plan;
-        let folder = request.cache.join(format!("{:016x}", inputs.key(plan, &tokenizer)?));
+        let (index, tokenizer, tokens) = Corpus::through(plan, &inputs, &tokenizer, &request.cache)?;
+        // The text is the same as when it was cached, the split need not be.
+        let given = if inputs.validation.is_empty() { tokens.len() } else { index.train_tokens };
+        let (train, validation) = tokens.split_at(inputs.split(plan, given, tokens.len()));
+        Ok(Corpus { tokenizer, train, validation, skipped: inputs.skipped })
+    }
+
+    /// The prepared data of a text, out of the cache or newly made there.
+    fn through(
+        plan: &Plan,
+        inputs: &Inputs,
+        tokenizer: &Tokenizer,
+        cache: &Path,
+    ) -> Result<(shards::Index, Tokenizer, Tokens), DataError> {
+        let folder = cache.join(format!("{:016x}", inputs.key(plan, tokenizer)?));
         let found = folder.exists().then(|| shards::open(&folder));
-        let (index, tokenizer, tokens) = match found {
-            Some(Ok(found)) => found,
+        match found {
+            Some(Ok(found)) => Ok(found),
             other => {
                 if other.is_some() {
                     // It is broken, and nothing in it is precious: it is made anew.
                     let _ = std::fs::remove_dir_all(&folder);
                 }
-                inputs.write(plan, &tokenizer, &folder, SHARD_TOKENS)?;
-                shards::open(&folder)?
+                inputs.write(plan, tokenizer, &folder, SHARD_TOKENS)?;
+                shards::open(&folder)
             }
-        };
-        // The text is the same as when it was cached, the split need not be.
-        let given = if inputs.validation.is_empty() { tokens.len() } else { index.train_tokens };
-        let (train, validation) = tokens.split_at(inputs.split(plan, given, tokens.len()));
-        Ok(Corpus { tokenizer, train, validation, skipped: inputs.skipped })
+        }
     }
 
     fn expect(&self, needed: usize) -> Result<(), DataError> {

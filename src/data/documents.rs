@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::DataError;
+use super::error::one_line;
 use super::files::{Kind, Source, failed};
 
 /// Bytes of a block, unless its text offers no place to cut.
@@ -114,7 +115,7 @@ fn lines(
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        let wrong = |reason: String| DataError::Line { path: path.into(), line: number, reason };
+        let wrong = |reason: String| DataError::Line { path: path.into(), line: number, reason: one_line(reason) };
         reader.by_ref().take(LONGEST_LINE as u64 + 1).read_until(b'\n', &mut line).map_err(failed(path))?;
         if line.is_empty() {
             return Ok(());

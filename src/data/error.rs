@@ -140,6 +140,11 @@ pub enum DataError {
     },
 }
 
+/// What a parser says, in one line: it repeats words of the file, which may hold anything.
+pub(super) fn one_line(said: impl std::fmt::Display) -> String {
+    said.to_string().replace(char::is_control, " ")
+}
+
 impl DataError {
     /// Nothing to read in paths.
     pub(super) fn empty(paths: &[PathBuf]) -> DataError {

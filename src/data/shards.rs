@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use super::error::one_line;
 use super::tokens::{Mapped, Piece, Tokens, Width};
 use super::{DataError, Tokenizer};
 
@@ -266,7 +267,7 @@ pub(super) fn open(folder: &Path) -> Result<(Index, Tokenizer, Tokens), DataErro
     if Sum(xxh3_64(json.as_bytes())) != index.tokenizer_xxh3 {
         return Err(wrong(&path, "not the tokenizer that its index names".into()));
     }
-    let tokenizer = Tokenizer::from_json(json).map_err(|e| wrong(&path, e))?;
+    let tokenizer = Tokenizer::from_json(json).map_err(|e| wrong(&path, one_line(e)))?;
     if tokenizer.vocab_size() != index.vocab_size {
         return Err(wrong(&path, format!("has {} ids, its index says {}", tokenizer.vocab_size(), index.vocab_size)));
     }
@@ -287,11 +288,11 @@ fn read_index(path: &Path) -> Result<Index, DataError> {
     struct Version {
         version: u32,
     }
-    let Any { index: Version { version } } = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let Any { index: Version { version } } = serde_json::from_str(&text).map_err(|e| wrong(one_line(e)))?;
     if version != VERSION {
         return Err(wrong(format!("version {version}; this is made for {VERSION}")));
     }
-    let Sealed { index, xxh3 } = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let Sealed { index, xxh3 } = serde_json::from_str(&text).map_err(|e| wrong(one_line(e)))?;
     if index.sum() != xxh3 {
         return Err(wrong("its checksum does not fit; it was changed".into()));
     }

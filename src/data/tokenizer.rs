@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::DataError;
 use super::bpe::{Bpe, END_OF_TEXT};
+use super::error::one_line;
 
 /// How text becomes tokens.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -123,6 +124,14 @@ impl Tokenizer {
         }
     }
 
+    /// The ids that a text may begin after when nothing is asked: a new document, a new line, or else any token.
+    pub fn opening(&self) -> Vec<u32> {
+        match self.end_of_text() {
+            Some(id) => vec![id],
+            None => self.encode("\n").ok().filter(|ids| !ids.is_empty()).unwrap_or_else(|| vec![0]),
+        }
+    }
+
     /// The ids of something that stands between documents: one special token, or any text.
     ///
     /// # Errors
@@ -222,7 +231,7 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Tokenizer`] where the file cannot be read or holds something else.
     pub fn load(path: &Path) -> Result<Tokenizer, DataError> {
-        let wrong = |reason: String| DataError::Tokenizer { path: path.into(), reason };
+        let wrong = |reason: String| DataError::Tokenizer { path: path.into(), reason: one_line(reason) };
         let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
         Tokenizer::from_json(text).map_err(wrong)
     }
@@ -325,7 +334,11 @@ impl<'a> TextStream<'a> {
         if let Vocabulary::Bpe(bpe) = &self.tokenizer.0 {
             let text = |tokens| bpe.decode(tokens).unwrap_or_default();
             let before = text(&self.tokens[..self.context]).len();
-            return text(&self.tokens).get(before..).unwrap_or_default().to_owned();
+            let all = text(&self.tokens);
+            let rest = all.get(before..).unwrap_or_default();
+            // Tokens that wait and cannot be decoded still stand for something.
+            let lost = rest.is_empty() && self.tokens.len() > self.context;
+            return if lost { char::REPLACEMENT_CHARACTER.into() } else { rest.to_owned() };
         }
         String::from_utf8_lossy(&self.held).into_owned()
     }

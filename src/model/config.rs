@@ -32,6 +32,9 @@ pub struct Config {
     /// Epsilon of the norms.
     #[serde(default = "epsilon")]
     pub norm_eps: f32,
+    /// Standard deviation of the initial weights; that of projections into the residual stream is less, by depth.
+    #[serde(default = "deviation")]
+    pub initializer_range: f64,
     /// Number of parameters a preset promises, checked against the table (0: not said).
     #[serde(default)]
     pub parameters: u64,
@@ -48,6 +51,13 @@ fn tanh() -> Form {
 fn epsilon() -> f32 {
     1e-5
 }
+
+fn deviation() -> f64 {
+    INITIALIZER_RANGE
+}
+
+/// Standard deviation of GPT-2's initial weights.
+pub const INITIALIZER_RANGE: f64 = 0.02;
 
 /// Why a model cannot be had.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -155,6 +165,11 @@ impl Config {
         }
         if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
             return Err(self.impossible("norm_eps", self.norm_eps, "must be a positive number".into()));
+        }
+        // Beyond 1 no model learns, and below the least normal number nothing is left of a deviation.
+        if !(self.initializer_range >= f64::from(f32::MIN_POSITIVE) && self.initializer_range <= 1.0) {
+            let cure = "must be more than 0 and at most 1; 0.02 is GPT-2's".into();
+            return Err(self.impossible("initializer_range", self.initializer_range, cure));
         }
         Ok(())
     }

@@ -65,6 +65,11 @@ impl Decoder {
         self.pass(fabric, store, start)
     }
 
+    /// The most tokens of a sequence.
+    pub fn context(&self) -> usize {
+        self.config.context
+    }
+
     /// Forgets all tokens.
     pub fn restart(&mut self) {
         self.tokens.clear();

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::config::{Config, ModelError};
+use super::config::{Config, INITIALIZER_RANGE, ModelError};
 use super::table::{Parameter, Table};
 use crate::program::gelu::Form;
 
@@ -27,6 +27,7 @@ struct Fields {
     vocab_size: usize,
     n_inner: Option<usize>,
     layer_norm_epsilon: f64,
+    initializer_range: f64,
     activation_function: String,
     scale_attn_weights: bool,
     scale_attn_by_inverse_layer_idx: bool,
@@ -49,6 +50,7 @@ impl Default for Fields {
             vocab_size: 50257,
             n_inner: None,
             layer_norm_epsilon: 1e-5,
+            initializer_range: INITIALIZER_RANGE,
             activation_function: "gelu_new".into(),
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
@@ -113,6 +115,7 @@ pub fn read_config(name: &str, text: &str) -> Result<Config, ModelError> {
         bias: true,
         activation,
         norm_eps: fields.layer_norm_epsilon as f32,
+        initializer_range: fields.initializer_range,
         parameters: 0,
     };
     config.validate()?;
@@ -135,7 +138,7 @@ pub fn write_config(config: &Config, dtype: &str) -> String {
         // The end of text of GPT-2 is its last id; other vocabularies may have none, and then no id may stand here.
         "bos_token_id": (config.vocab_size == 50257).then_some(50256),
         "eos_token_id": (config.vocab_size == 50257).then_some(50256),
-        "initializer_range": 0.02,
+        "initializer_range": config.initializer_range,
         "layer_norm_epsilon": epsilon,
         "n_ctx": config.context,
         "n_embd": config.d_model,
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_config_and_back_is_the_same() {
-        let erf = Config { activation: Form::Erf, norm_eps: 1e-6, ..config() };
+        let erf = Config { activation: Form::Erf, norm_eps: 1e-6, initializer_range: 0.07, ..config() };
         for c in [config(), erf] {
             assert_eq!(read_config("tiny", &write_config(&c, "float32")).unwrap(), c);
         }

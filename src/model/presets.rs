@@ -10,7 +10,24 @@ macro_rules! presets {
     };
 }
 
-presets!["demo", "gpt2", "gpt2-large", "gpt2-medium", "gpt2-xl", "shakespeare-char"];
+presets![
+    "cerebras-gpt-111m",
+    "cerebras-gpt-256m",
+    "cerebras-gpt-590m",
+    "cerebras-gpt-1.3b",
+    "cerebras-gpt-2.7b",
+    "cerebras-gpt-6.7b",
+    "cerebras-gpt-13b",
+    "demo",
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "gpt3-xl",
+    "gpt3-13b",
+    "gpt3-175b",
+    "shakespeare-char",
+];
 
 /// The preset of a name.
 ///

@@ -81,11 +81,13 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of a configuration, with GPT-2's initial values: normal with deviation 0.02, projections into the
-    /// residual stream scaled by `1 / sqrt(2 layers)`, biases 0, gains 1 (Radford et al. 2019, section 2.3).
+    /// The table of a configuration, with GPT-2's initial values: normal with deviation `initializer_range` (theirs is
+    /// 0.02), projections into the residual stream scaled by `1 / sqrt(2 layers)`, biases 0, gains 1 (Radford et al. 2019,
+    /// section 2.3).
     pub fn new(config: &Config) -> Table {
-        let (d, normal) = (config.d_model, Kind::Normal { std: 0.02 });
-        let residual = Kind::Normal { std: (0.02 / (2.0 * config.layers as f64).sqrt()) as f32 };
+        let (d, normal) = (config.d_model, Kind::Normal { std: config.initializer_range as f32 });
+        let residual = config.initializer_range / (2.0 * config.layers as f64).sqrt();
+        let residual = Kind::Normal { std: residual as f32 };
         let mut rows = Rows { parameters: Vec::new(), bias: config.bias };
         let tokens = rows.matrix("wte.weight".into(), config.vocab_size, d, normal, Visit::Embed);
         let positions = rows.matrix("wpe.weight".into(), config.context, d, normal, Visit::Embed);

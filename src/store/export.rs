@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Dtype as Written, Metadata, TensorInfo};
 
 use super::checkpoint::CheckpointError;
 use super::durable::write_with;
@@ -127,11 +127,11 @@ impl Rounding {
         }
     }
 
-    fn dtype(self) -> Dtype {
+    fn dtype(self) -> Written {
         match self {
-            Rounding::F32 => Dtype::F32,
-            Rounding::F16 => Dtype::F16,
-            Rounding::BF16 => Dtype::BF16,
+            Rounding::F32 => Written::F32,
+            Rounding::F16 => Written::F16,
+            Rounding::BF16 => Written::BF16,
         }
     }
 

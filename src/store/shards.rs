@@ -1,15 +1,13 @@
 //! Tensors in safetensors files, memory-mapped: one file, or the shards of a folder with their index. Everything that a
-//! header or an index says is checked when it is opened, so that looking up a tensor cannot fail in any other way than by
+//! header or an index says is checked when it is opened, headers by the reader that trusts nobody, so that looking up a tensor cannot fail in any other way than by
 //! its name. It must never know a model, or what a tensor is for.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::tensor::{Metadata, SafeTensors};
+use super::safetensors::{self, File, OpenError};
 
-pub use safetensors::tensor::Dtype;
+pub use super::safetensors::Dtype;
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +20,9 @@ pub enum ShardsError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A file of tensors that cannot be opened, or is refused.
+    #[error(transparent)]
+    File(#[from] OpenError),
     /// A file is not what it should be.
     #[error("{}: {reason}", path.display())]
     Content {
@@ -48,18 +49,9 @@ pub struct Entry<'a> {
 /// Named tensors in one file or several.
 #[derive(Debug)]
 pub struct Shards {
-    shards: Vec<Shard>,
-    /// Which shard holds each tensor.
-    places: BTreeMap<String, usize>,
-}
-
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-    header: Metadata,
-    /// First byte of the data.
-    data: usize,
+    files: Vec<File>,
+    /// Which file holds each tensor, and which of its tensors it is.
+    places: BTreeMap<String, (usize, usize)>,
 }
 
 /// Bytes that an index may have: GPT-2 XL's is below 100 kB.
@@ -76,9 +68,10 @@ impl Shards {
     /// # Errors
     /// [`ShardsError`] names the file.
     pub fn file(path: &Path) -> Result<Shards, ShardsError> {
-        let shard = Shard::open(path)?;
-        let places = shard.header.tensors().into_keys().map(|name| (name, 0)).collect();
-        Ok(Shards { shards: vec![shard], places })
+        let file = safetensors::open(path)?;
+        let names = file.tensors().iter().enumerate();
+        let places = names.map(|(at, tensor)| (tensor.name.clone(), (0, at))).collect();
+        Ok(Shards { files: vec![file], places })
     }
 
     /// The tensors of a folder: those of `model.safetensors.index.json` where there is one, else of `model.safetensors`.
@@ -103,31 +96,32 @@ impl Shards {
         let text = std::fs::read_to_string(path).map_err(read)?;
         let index: Index = serde_json::from_str(&text).map_err(|e| content(format!("not an index of shards: {e}")))?;
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut shards = Vec::new();
+        let mut files = Vec::new();
         for (tensor, file) in &index.weight_map {
             if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
                 return Err(content(format!("{file:?}, the file of {tensor}, is not a name in this folder")));
             }
             if !numbers.contains_key(file.as_str()) {
-                numbers.insert(file, shards.len());
-                shards.push(Shard::open(&folder.join(file))?);
-            }
-            let shard = &shards[numbers[file.as_str()]];
-            if shard.header.info(tensor).is_none() {
-                return Err(content(format!("{tensor} should be in {file}, and is not")));
+                numbers.insert(file, files.len());
+                files.push(safetensors::open(&folder.join(file))?);
             }
         }
-        for shard in &shards {
-            let named = |name: &String| {
-                let file = index.weight_map.get(name);
-                file.is_some_and(|file| shard.path.file_name().is_some_and(|own| own == file.as_str()))
-            };
-            if let Some(name) = shard.header.tensors().into_keys().filter(|name| !named(name)).min() {
-                return Err(content(format!("{} holds {name}, which should not be there", shard.path.display())));
-            }
+        let mut held: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+        for (number, file) in files.iter().enumerate() {
+            held.extend(file.tensors().iter().enumerate().map(|(at, tensor)| ((tensor.name.as_str(), number), at)));
         }
-        let places = index.weight_map.iter().map(|(name, file)| (name.clone(), numbers[file.as_str()])).collect();
-        Ok(Shards { shards, places })
+        let mut places = BTreeMap::new();
+        for (tensor, file) in &index.weight_map {
+            let number = numbers[file.as_str()];
+            let at = held.remove(&(tensor.as_str(), number));
+            let at = at.ok_or_else(|| content(format!("{tensor} should be in {file}, and is not")))?;
+            places.insert(tensor.clone(), (number, at));
+        }
+        if let Some((name, number)) = held.into_keys().next() {
+            let path = files[number].path().display();
+            return Err(content(format!("{path} holds {name}, which should not be there")));
+        }
+        Ok(Shards { files, places })
     }
 
     /// The names of all tensors, sorted.
@@ -137,24 +131,9 @@ impl Shards {
 
     /// A tensor.
     pub fn get(&self, name: &str) -> Option<Entry<'_>> {
-        let shard = &self.shards[*self.places.get(name)?];
-        let info = shard.header.info(name)?;
-        let (from, to) = info.data_offsets;
-        let bytes = &shard.map[shard.data + from..shard.data + to];
-        Some(Entry { dtype: info.dtype, shape: &info.shape, bytes, path: &shard.path })
-    }
-}
-
-impl Shard {
-    fn open(path: &Path) -> Result<Shard, ShardsError> {
-        let read = |source| ShardsError::Read { path: path.into(), source };
-        let file = File::open(path).map_err(read)?;
-        // Safety: the map is only ever read, and bytes are valid whatever they are. A file that another process cuts
-        // short while it is mapped ends this process with a signal, as with every program that maps files; one that it
-        // changes gives other weights, never another length: the header is parsed once and kept.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let content = |e| ShardsError::Content { path: path.into(), reason: format!("not a safetensors file: {e}") };
-        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(content)?;
-        Ok(Shard { path: path.into(), data: header_bytes + 8, map, header })
+        let (file, at) = *self.places.get(name)?;
+        let file = &self.files[file];
+        let tensor = &file.tensors()[at];
+        Some(Entry { dtype: tensor.dtype, shape: &tensor.shape, bytes: file.bytes(tensor), path: file.path() })
     }
 }

@@ -158,6 +158,10 @@ pub struct Config {
     /// Micro-batches of an evaluation, at most one pass over the validation text
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole::<usize>)]
     pub eval_batches: usize,
+    /// Tokens of the sample that is written to samples/ at each evaluation, but with --store ram or --device-memory, and at
+    /// the end to the terminal; 0: none
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<u64>)]
+    pub sample_tokens: u64,
     /// Seed of the initial parameters and of the order of the data
     #[arg(long, value_name = "N", default_value_t = 1337, value_parser = whole::<u64>)]
     pub seed: u64,
@@ -420,6 +424,7 @@ impl Config {
             ("eval-every", self.eval_every),
             ("threads", self.threads as u64),
             ("save-every", self.save_every),
+            ("sample-tokens", self.sample_tokens),
         ];
         for (flag, value) in counts {
             if value > MOST {

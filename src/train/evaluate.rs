@@ -30,7 +30,7 @@ pub struct Evaluation {
 }
 
 /// Evaluates the newest weights of a run on a device, over files and folders of text, or over the whole validation text of
-/// the run where there are none.
+/// the run where there are none. A long text is prepared in the cache of the run, and mapped.
 ///
 /// # Errors
 /// [`TrainError`] names the file or the value.
@@ -46,7 +46,7 @@ pub fn evaluate(folder: &Folder, data: &[PathBuf], device: &Device) -> Result<Ev
             (corpus.validation, bytes)
         }
         paths => {
-            let (tokens, bytes) = Corpus::read(paths, &tokenizer, &config.field)?;
+            let (tokens, bytes) = Corpus::read(paths, &tokenizer, &config.field, &config.request().cache)?;
             let each = bytes as f64 / tokens.len().max(1) as f64;
             (tokens, Some(each))
         }

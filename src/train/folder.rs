@@ -54,6 +54,9 @@ pub struct Folder(PathBuf);
 pub struct Lock(#[expect(dead_code, reason = "the file is locked while it is open")] File);
 
 impl Folder {
+    /// Name of the folder of the samples.
+    pub const SAMPLES: &str = "samples";
+
     /// Makes the folder of a new run (`--out`, else the first of `runs/NAME-1`, `runs/NAME-2`, ... that is free) and
     /// writes the configuration into it, which shows at once that it can be written. `name` is the model's.
     ///
@@ -169,6 +172,11 @@ impl Folder {
     /// The folder of the checkpoints to go on from.
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")
+    }
+
+    /// The folder of what the model said along the way: `step-NNNNNN.txt`.
+    pub fn samples(&self) -> PathBuf {
+        self.0.join(Folder::SAMPLES)
     }
 
     /// What the run ran on, JSON: an entry for its start and for each time it went on.

@@ -17,6 +17,7 @@ pub mod peaks;
 pub mod rates;
 pub mod resume;
 pub mod run;
+mod samples;
 pub mod saved;
 mod session;
 pub mod step;

@@ -102,7 +102,7 @@ pub struct Terms {
 }
 
 /// Settings that change no bit of a step, or that [`Terms`] hold in another form.
-const FREE: [&str; 21] = [
+const FREE: [&str; 22] = [
     "cache",
     "data",
     "device",
@@ -115,6 +115,7 @@ const FREE: [&str; 21] = [
     "model",
     "out",
     "recompute",
+    "sample_tokens",
     "save_every",
     "schedule",
     "separator",

@@ -11,6 +11,7 @@ use super::hugging_face::{HuggingFace, HuggingFaceError};
 use super::needs::{self, NeedsError};
 use super::peaks;
 use super::resume::{self, ResumeError, State, Terms};
+use super::samples::Samples;
 use super::session::Session;
 use super::step::{Setup, SetupError, Trainer};
 use crate::data::{Batch, Corpus, DataError, Shape};
@@ -93,6 +94,8 @@ pub struct Summary {
     pub skipped: u64,
     /// Wall time of the loop in seconds.
     pub seconds: f64,
+    /// A word of the text that was trained on, to begin with; `None` where its start has none.
+    pub word: Option<String>,
 }
 
 /// How a run is steered from outside: nothing in it can change a bit of a result.
@@ -184,9 +187,11 @@ fn go(
     if let Some(init) = &init {
         device.run(|| init.load(trainer.store()))?;
     }
+    let samples = Samples::new(config, &trainer, &corpus.tokenizer)?;
     let opened = trainer.opened();
     checkpoint::clear_litter(control.disk, folder.path())?;
     checkpoint::clear_litter(control.disk, &folder.checkpoints())?;
+    checkpoint::clear_litter(control.disk, &folder.samples())?;
     let tell = |reason: &str| Ok::<_, TrainError>(observer.event(&Event::Damaged { reason })?);
     let (state, interrupted) = match opened {
         Some(opened) => (State::kept(&folder, terms, opened.state)?, opened.interrupted),
@@ -216,7 +221,8 @@ fn go(
     let work = peaks::step_flops(&model, &shape) / peak_flops;
     observer.event(&Event::Needs(needs.told(config, work, folder.path())))?;
     let before = state.step;
-    let mut session = Session::new(config, control, shape, &corpus, trainer, &folder, state, resumed, interrupted);
+    let mut session =
+        Session::new(config, control, shape, &corpus, trainer, samples, &folder, state, resumed, interrupted);
     let summary = device.run(|| session.run(observer))?;
     if summary.stopped {
         observer.event(&Event::Stopped { step: summary.step, steps: config.steps, folder: folder.path() })?;
@@ -238,6 +244,14 @@ pub(super) fn bytes_per_token(corpus: &Corpus) -> Option<f64> {
     let tokens = corpus.validation.split_at(corpus.validation.len().min(COUNTED)).0.to_vec();
     let text = corpus.tokenizer.decode(&tokens).ok()?;
     (!tokens.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.len() as f64 / tokens.len() as f64)
+}
+
+/// The first word at the start of the text that is trained on: letters that every shell leaves as they are.
+pub(super) fn first_word(corpus: &Corpus) -> Option<String> {
+    const LOOKED_AT: usize = 1000;
+    let tokens = corpus.train.split_at(corpus.train.len().min(LOOKED_AT)).0.to_vec();
+    let text = corpus.tokenizer.decode(&tokens).ok()?;
+    text.split(|c: char| !c.is_ascii_alphabetic()).find(|word| word.len() > 1).map(str::to_owned)
 }
 
 /// Adds to `run.json` what the run is on now.

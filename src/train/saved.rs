@@ -110,10 +110,7 @@ impl Saved {
 
     /// The tokens to begin with when nothing is asked: a new document, a new line, or else any token.
     pub fn opening(&self) -> Vec<u32> {
-        match self.tokenizer.end_of_text() {
-            Some(id) => vec![id],
-            None => self.tokenizer.encode("\n").unwrap_or_else(|_| vec![0]),
-        }
+        self.tokenizer.opening()
     }
 
     /// The tokenizer of the run.

@@ -12,7 +12,8 @@ use super::guard::{OnSpike, Spike};
 use super::peaks;
 use super::rates::Rates;
 use super::resume::{Best, ResumeError, State};
-use super::run::{Control, Summary, TrainError};
+use super::run::{Control, Summary, TrainError, first_word};
+use super::samples::Samples;
 use super::step::{StepResult, Trainer};
 use crate::data::{Batches, Corpus, Shape};
 use crate::model::Micro;
@@ -35,6 +36,7 @@ pub struct Session<'a> {
     folder: &'a Folder,
     state: State,
     rates: Rates,
+    samples: Option<Samples>,
     /// The step whose checkpoint is on the disk, where that of this state is.
     saved: Option<u64>,
     /// A step of a store on a disk that is to be completed before any other.
@@ -50,6 +52,7 @@ impl<'a> Session<'a> {
         shape: Shape,
         corpus: &'a Corpus,
         trainer: Trainer,
+        samples: Option<Samples>,
         folder: &'a Folder,
         state: State,
         resumed: bool,
@@ -57,7 +60,7 @@ impl<'a> Session<'a> {
     ) -> Session<'a> {
         let saved = (resumed && state.step > 0).then_some(state.step);
         let rates = Rates::new(config);
-        Session { config, control, shape, corpus, trainer, folder, state, rates, saved, interrupted }
+        Session { config, control, shape, corpus, trainer, folder, state, rates, samples, saved, interrupted }
     }
 
     /// Whether the store lies on a disk, and so is the checkpoint: of every step, and of the last alone.
@@ -126,6 +129,7 @@ impl<'a> Session<'a> {
             val_loss: self.state.val_loss,
             skipped: self.state.steps_skipped,
             seconds: begun.elapsed().as_secs_f64(),
+            word: first_word(self.corpus),
         }
     }
 
@@ -203,6 +207,9 @@ impl<'a> Session<'a> {
     fn evaluate_if_due(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let (step, every) = (self.state.step, self.config.eval_every);
         let due = every > 0 && (step.is_multiple_of(every) || step == self.config.steps);
+        if let (true, Some(samples)) = (due, &mut self.samples) {
+            samples.write(&mut self.trainer, self.folder, self.control.disk, step)?;
+        }
         if !due || self.corpus.validation.is_empty() {
             return Ok(());
         }

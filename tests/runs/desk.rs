@@ -53,6 +53,7 @@ impl Desk {
             eval_every: 5,
             eval_batches: 2,
             save_every: 4,
+            sample_tokens: 12,
             out: Some(self.path(out)),
             ..Config::default()
         }
@@ -103,6 +104,8 @@ pub fn left(run: &Path) -> Left {
     let names = ["model.safetensors", "optimizer.safetensors", "state.json"];
     let mut paths: Vec<PathBuf> = names.iter().map(|name| last.join(name)).collect();
     paths.push(run.join("model.safetensors"));
+    // Where a run has no samples there is no folder of them.
+    paths.extend(fs::read_dir(run.join("samples")).into_iter().flatten().map(|entry| entry.expect("a sample").path()));
     let relative = |path: &Path| path.strip_prefix(run).expect("inside").display().to_string();
     let files = paths.iter().map(|path| (relative(path), fs::read(path).expect("a file of the run"))).collect();
     Left { files, metrics: metrics(run) }

@@ -18,6 +18,8 @@ fn stopping_at_any_step_changes_nothing() {
     let whole = desk.config("whole");
     begin(&whole, Control::default()).unwrap();
     let whole = left(&desk.path("whole"));
+    let samples: Vec<&String> = whole.files.keys().filter(|name| name.contains("samples")).collect();
+    assert_eq!(samples.len(), 4, "one at each evaluation: {samples:?}");
     let mut equal = 0;
     for step in 1..=20 {
         let name = format!("stop-{step}");
@@ -81,7 +83,11 @@ fn what_changes_no_bit_may_change() {
         begin(&config, until(7)).unwrap();
         change(&mut config);
         go_on(&config, Control::default()).unwrap();
-        let (whole, mut changed) = (left(&desk.path("whole")), left(&desk.path(&out)));
+        let (mut whole, mut changed) = (left(&desk.path("whole")), left(&desk.path(&out)));
+        // A run whose parameters stream writes no more samples.
+        if config.store == Home::Ram {
+            whole.files.retain(|name, _| changed.files.contains_key(name));
+        }
         // Where the last checkpoint of --save-every was stands in the state, beside the tensors.
         let state = "checkpoints/step-000020/state.json".to_string();
         changed.files.insert(state.clone(), whole.files[&state].clone());
