@@ -30,6 +30,7 @@ mod runs {
     mod guard;
     mod kills;
     mod stops;
+    mod streamed;
 }
 
 mod program {

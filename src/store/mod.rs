@@ -39,7 +39,7 @@ use crate::program::round::{self, Mode, Round};
 use cells::{Cells, Rest};
 use disk::DiskStore;
 use journal::{Interrupted, Mark};
-use plan::{Kept, Need, PER_OPERATION, Plan};
+use plan::{Kept, Need, Plan};
 use slots::{Place, Slots};
 
 /// One tensor to be stored.
@@ -285,7 +285,7 @@ impl Store {
     fn fetch_ahead(&mut self, tensor: usize) -> Result<()> {
         let Some((_, cut)) = self.kept(tensor, Role::Weight) else { return Ok(()) };
         let class = self.plan.class(&cut);
-        if self.plan.slots.classes[class].1 <= PER_OPERATION {
+        if self.plan.slots.classes[class].1 <= self.plan.per_operation {
             return Ok(());
         }
         for panel in cut.panels() {

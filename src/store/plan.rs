@@ -8,8 +8,8 @@ use super::slots::SlotPlan;
 use super::{Array, Format, Placement, StoreError, Tensor};
 use crate::device::Limits;
 
-/// Cells of one size that one operation may use together: weight, gradient, two states and a master.
-pub const PER_OPERATION: usize = ROLES;
+/// Cells of one size that an operation of the model may use together, with some to spare.
+const LEAST: usize = 4;
 
 /// What a plan is made for.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,8 @@ pub struct Plan {
     pub arrays: Vec<[Kept; ROLES]>,
     /// The slots.
     pub slots: SlotPlan,
+    /// Cells of one size that one operation may use together: an update takes all that is kept of a panel.
+    pub per_operation: usize,
 }
 
 impl Plan {
@@ -42,6 +44,8 @@ impl Plan {
     /// # Errors
     /// [`StoreError::TooSmall`] when the smallest plan exceeds the budget.
     pub fn new(limits: &Limits, tensors: &[Tensor], need: Need) -> Result<Plan, StoreError> {
+        let kept = |t: &Tensor| arrays(std::slice::from_ref(t), need, 1)[0].iter().flatten().count();
+        let per_operation = tensors.iter().map(kept).max().unwrap_or(0).max(LEAST);
         let mut bytes = PANEL_BYTES.min(limits.binding_bytes).min(limits.buffer_bytes);
         let available = need.budget.unwrap_or(u64::MAX);
         if need.placement == Placement::Resident {
@@ -49,17 +53,17 @@ impl Plan {
             let slots = slots(&arrays, usize::MAX);
             let needed = slots.bytes();
             return if needed <= available {
-                Ok(Plan { arrays, slots })
+                Ok(Plan { arrays, slots, per_operation })
             } else {
                 Err(StoreError::TooSmall { needed, available })
             };
         }
         loop {
             let arrays = arrays(tensors, need, bytes);
-            let smallest = slots(&arrays, PER_OPERATION);
+            let smallest = slots(&arrays, per_operation);
             if smallest.bytes() <= available {
-                let slots = grown(&arrays, smallest, need.budget);
-                return Ok(Plan { arrays, slots });
+                let slots = grown(&arrays, per_operation, smallest, need.budget);
+                return Ok(Plan { arrays, slots, per_operation });
             }
             bytes /= 2;
             if bytes == 0 {
@@ -84,11 +88,11 @@ fn arrays(tensors: &[Tensor], need: Need, bytes: u64) -> Vec<[Kept; ROLES]> {
 
 /// The most slots of every size alike that the budget allows. Without a budget, twice what an operation needs, so that a
 /// visit can be fetched ahead.
-fn grown(arrays: &[[Kept; ROLES]], smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
-    let Some(budget) = budget else { return slots(arrays, 2 * PER_OPERATION) };
+fn grown(arrays: &[[Kept; ROLES]], least: usize, smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
+    let Some(budget) = budget else { return slots(arrays, 2 * least) };
     let cells = slots(arrays, usize::MAX).classes.iter().map(|(_, slots)| *slots).max().unwrap_or(0);
     // At `fits` slots the budget holds, at `fails` it does not.
-    let (mut fits, mut fails) = (PER_OPERATION, cells.max(PER_OPERATION) + 1);
+    let (mut fits, mut fails) = (least, cells.max(least) + 1);
     let mut best = smallest;
     while fits + 1 < fails {
         let middle = fits + (fails - fits) / 2;

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{Config, Home};
-use super::optimizer::{Clip, Updater};
+use super::optimizer::Clip;
 use super::peaks;
-use super::step::Setup;
+use super::step::{Setup, SetupError};
 use crate::device::{Class, Device};
 use crate::model::Recompute;
 use crate::model::{Gpt, Table};
@@ -72,7 +72,10 @@ pub enum NeedsError {
         /// What takes fewer.
         cure: &'static str,
     },
-    /// The device is too small.
+    /// The device is too small for what is beside the store.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The device is too small for the store.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -101,7 +104,7 @@ impl Needs {
 /// [`StoreError::TooSmall`] where the smallest plan exceeds the device memory allowed.
 pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, NeedsError> {
     let tensors = Gpt::tensors(&setup.model, setup.seed);
-    let activations = setup.activation_bytes() + Updater::bytes(&setup.optimizer, &tensors);
+    let budget = setup.budget(&tensors)?;
     let plan = Plan::new(
         device.limits(),
         &tensors,
@@ -109,7 +112,7 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
             placement: setup.placement,
             weights: setup.param_dtype,
             training: Some(setup.optimizer.training(setup.master)),
-            budget: setup.device_memory.map(|all| all.saturating_sub(activations)),
+            budget,
         },
     )?;
     let packed = |roles: &dyn Fn(Role) -> bool| -> u64 {
@@ -120,7 +123,7 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
         };
         plan.arrays.iter().map(array).sum()
     };
-    let on_device = activations + plan.slots.bytes();
+    let on_device = setup.fixed_bytes(&tensors) + plan.slots.bytes();
     let native = if device.class() == Class::Native { on_device } else { 0 };
     let lasting = packed(&|role| role.lasts());
     let off_device = match setup.placement {

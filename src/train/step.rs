@@ -11,7 +11,7 @@ use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS, SLOT
 use crate::program::schedule::{Fabric, Schedule};
 use crate::store::disk::Opened;
 use crate::store::journal::{Interrupted, Mark};
-use crate::store::{Archive, Format, Options, Panel, Placement, Role, Spill, Store, StoreError};
+use crate::store::{Archive, Format, Options, Panel, Placement, Role, Spill, Store, StoreError, Tensor};
 use crate::wafer::Wafer;
 
 /// What a trainer is made of.
@@ -89,12 +89,26 @@ impl Setup {
         self.activations().1
     }
 
-    /// Bytes on the device that are neither slots of the store nor the optimiser's.
-    pub fn activation_bytes(&self) -> u64 {
+    /// Bytes on the device beside the slots of a store of tensors.
+    pub fn fixed_bytes(&self, tensors: &[Tensor]) -> u64 {
         let (kept, spill) = self.activations();
-        let slots: usize = Gpt::tensors(&self.model, self.seed).iter().map(|t| grad_norm::slots(t.rows)).sum();
+        let slots: usize = tensors.iter().map(|t| grad_norm::slots(t.rows)).sum();
         let sums = 4 * (slots * SLOT_FLOATS + SCALARS) as u64;
-        Activations::bytes(&self.model, &self.shape, kept, spill != Spill::None) + sums
+        let activations = Activations::bytes(&self.model, &self.shape, kept, spill != Spill::None);
+        activations + sums + Updater::bytes(&self.optimizer, tensors)
+    }
+
+    /// Bytes on the device that are left for slots; `None`: as many as it takes.
+    ///
+    /// # Errors
+    /// [`SetupError::TooSmall`] where nothing is left.
+    pub fn budget(&self, tensors: &[Tensor]) -> Result<Option<u64>, SetupError> {
+        let Some(available) = self.device_memory else { return Ok(None) };
+        let needed = self.fixed_bytes(tensors);
+        match available.checked_sub(needed) {
+            None | Some(0) => Err(SetupError::TooSmall { needed, available, kept: self.activations().0 }),
+            left => Ok(left),
+        }
     }
 }
 
@@ -187,24 +201,19 @@ impl Trainer {
     /// # Panics
     /// When [`Placement::Disk`] comes without an archive.
     pub fn new(device: Device, setup: Setup) -> Result<Trainer, SetupError> {
-        let ((kept, spill), fixed) = (setup.activations(), setup.activation_bytes());
-        let Setup { model: config, shape, optimizer, .. } = setup;
-        if shape.seq_len > config.context {
-            return Err(SetupError::TooLong { seq_len: shape.seq_len, context: config.context });
+        let (kept, spill) = setup.activations();
+        let (context, seq_len) = (setup.model.context, setup.shape.seq_len);
+        if seq_len > context {
+            return Err(SetupError::TooLong { seq_len, context });
         }
-        let tensors = Gpt::tensors(&config, setup.seed);
+        let tensors = Gpt::tensors(&setup.model, setup.seed);
         let mut first_slot = vec![0];
         for t in &tensors {
             first_slot.push(first_slot[first_slot.len() - 1] + grad_norm::slots(t.rows));
         }
         let slots = first_slot[tensors.len()];
-        let fixed = fixed + Updater::bytes(&optimizer, &tensors);
-        let budget = match setup.device_memory {
-            Some(allowed) if allowed <= fixed => {
-                return Err(SetupError::TooSmall { needed: fixed, available: allowed, kept });
-            }
-            allowed => allowed.map(|bytes| bytes - fixed),
-        };
+        let budget = setup.budget(&tensors)?;
+        let Setup { model: config, shape, optimizer, .. } = setup;
         let options = Options {
             placement: setup.placement,
             budget,

@@ -15,7 +15,7 @@ use gaufre::train::{Control, Summary, TrainError, resume};
 
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
+pub enum Fault {
     /// EIO.
     Broken,
     /// ENOSPC.
@@ -24,7 +24,7 @@ enum Fault {
     Short,
 }
 
-const FAULTS: [Fault; 3] = [Fault::Broken, Fault::Full, Fault::Short];
+pub const FAULTS: [Fault; 3] = [Fault::Broken, Fault::Full, Fault::Short];
 
 impl Fault {
     fn error(self) -> io::Error {
@@ -33,14 +33,14 @@ impl Fault {
 }
 
 /// A disk one of whose operations fails, once.
-struct FaultyDisk {
+pub struct FaultyDisk {
     fault: Fault,
     /// Operations until then; below 0 it has happened.
     left: Mutex<isize>,
 }
 
 impl FaultyDisk {
-    fn new(at: usize, fault: Fault) -> FaultyDisk {
+    pub fn new(at: usize, fault: Fault) -> FaultyDisk {
         FaultyDisk { fault, left: Mutex::new(at as isize) }
     }
 
@@ -55,7 +55,7 @@ impl FaultyDisk {
         if self.passes() { Ok(()) } else { Err(self.fault.error()) }
     }
 
-    fn met(&self) -> bool {
+    pub fn met(&self) -> bool {
         *self.left.lock().unwrap() < 0
     }
 }
