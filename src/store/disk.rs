@@ -8,12 +8,8 @@
 //! step that was committed is whole, or can be completed. An array that was never written is its formula, and takes no bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-
-use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::Tensor;
 use super::block::Block;
@@ -21,6 +17,7 @@ use super::cells::{Cells, Rest, Spot};
 use super::durable::{self, Access, Disk, ReadError, WriteError};
 use super::format::Format;
 use super::journal::{Found, Interrupted, Journal, Mark, Replacement};
+use super::manifest::{MANIFEST, Manifest, Side};
 use super::plan::Kept;
 use super::role::{self, ROLES, Role};
 use super::stream::{Stats, Stream, StreamError};
@@ -126,62 +123,6 @@ pub struct Opened {
     pub interrupted: Option<Interrupted>,
 }
 
-/// The two places of an array.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Side {
-    A,
-    B,
-}
-
-impl Side {
-    fn other(self) -> Side {
-        match self {
-            Side::A => Side::B,
-            Side::B => Side::A,
-        }
-    }
-}
-
-/// The current place of each array: the file that makes a step the last one.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    in_place: bool,
-    step: u64,
-    arrays: BTreeMap<String, Side>,
-    state: serde_json::Value,
-    hash: String,
-}
-
-impl Manifest {
-    fn sealed(mut self) -> Manifest {
-        self.hash = self.digest();
-        self
-    }
-
-    fn digest(&self) -> String {
-        let all = (self.in_place, self.step, &self.arrays, &self.state);
-        format!("{:032x}", xxh3_128(&serde_json::to_vec(&all).expect("JSON values are written as JSON")))
-    }
-
-    fn read(path: &Path) -> Result<Option<Manifest>> {
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ReadError { path: path.into(), source }.into()),
-        };
-        let damaged = |reason: String| DiskError::Damaged { path: path.into(), reason };
-        let found: Manifest = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-        match found.hash == found.digest() {
-            true => Ok(Some(found)),
-            false => Err(damaged("its hash is not that of what it holds".into())),
-        }
-    }
-}
-
-/// File of the manifest.
-pub const MANIFEST: &str = "manifest.json";
 const JOURNAL: &str = "journal";
 /// Keys of spilled matrices, beside those of cells.
 const SPILLED: u64 = 1 << 63;
@@ -313,7 +254,7 @@ impl DiskStore {
         let unknown =
             |name: &str| DiskError::Damaged { path: path.clone(), reason: format!("it names the array {name}") };
         let mut key = SPILLED;
-        let (interrupted, present) = found.play(&path, |name, first_row, rows, block| {
+        let (interrupted, present) = found.play(|name, first_row, rows, block| {
             let &(tensor, role) = names.get(name).ok_or_else(|| unknown(name))?;
             let extent = self.extent(tensor, role, Side::A, first_row, rows);
             key += 1;
@@ -496,7 +437,7 @@ impl DiskStore {
         let current = |s: &Shelf| Some((s.name.clone(), s.side?));
         let arrays = self.shelves.iter().flatten().flatten().filter_map(current).collect();
         let in_place = self.in_place();
-        let manifest = Manifest { in_place, step, arrays, state, hash: String::new() }.sealed();
+        let manifest = Manifest::new(in_place, step, arrays, state);
         let text = serde_json::to_vec(&manifest).expect("JSON values are written as JSON");
         let path = self.archive.folder.join(MANIFEST);
         self.stream.sync()?;

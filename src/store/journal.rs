@@ -2,21 +2,22 @@
 //! on the disk before the first byte is replaced. After a crash it is played again, which changes nothing that it had done
 //! already, and the step goes on from there. It must never know what the words of a mark mean.
 //!
-//! File: magic, length of the header (u64), header (JSON), words of the mark, blocks, XXH3 (128 bits) of all before. It
-//! takes its place by a rename once it is durable, so there is never half of one.
+//! File: magic, length of the header (u64), header (JSON), words of the mark; blocks, each from the next page on; XXH3 (128
+//! bits) of all that but the padding. It takes its place by a rename once it is durable, so there is never half of one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::block::Block;
+use super::direct::PAGE_BYTES;
 use super::disk::DiskError;
-use super::durable::{self, Disk, ReadError, WriteError};
+use super::durable::{self, Access, Disk, ReadError, WriteError};
 
 const MAGIC: &[u8; 8] = b"GAUFREJ1";
 /// Longest header that is read.
@@ -109,20 +110,35 @@ impl Journal {
     /// # Errors
     /// [`WriteError`]; the one before is then whole.
     pub fn write(&self, disk: &dyn Disk, path: &Path) -> Result<(), WriteError> {
-        durable::write_on(disk, path, |file| {
-            let header = serde_json::to_vec(&self.header)?;
-            let mut hash = Xxh3::new();
-            let mut put = |bytes: &[u8]| {
-                hash.update(bytes);
-                file.write_all(bytes)
-            };
-            put(MAGIC)?;
-            put(&(header.len() as u64).to_le_bytes())?;
-            put(&header)?;
-            self.words.iter().try_for_each(|words| put(bytemuck::cast_slice(words)))?;
-            self.blocks.iter().try_for_each(|block| put(block))?;
-            file.write_all(&hash.digest128().to_le_bytes())
+        let part = durable::part(path);
+        let done = self
+            .write_part(disk, &part)
+            .and_then(|()| disk.rename(&part, path))
+            .and_then(|()| disk.sync_folder(durable::parent(path)));
+        done.map_err(|source| {
+            // The error that matters is the first; a part that cannot be removed is only litter.
+            let _ = disk.remove_file(&part);
+            WriteError { path: path.into(), source }
         })
+    }
+
+    /// Every block begins on a page, so that it passes the page cache by.
+    fn write_part(&self, disk: &dyn Disk, part: &Path) -> io::Result<()> {
+        let header = serde_json::to_vec(&self.header)?;
+        let words = self.words.iter().flat_map(|words| bytemuck::cast_slice::<u32, u8>(words));
+        let mut head = [MAGIC, &(header.len() as u64).to_le_bytes()[..], &header].concat();
+        head.extend(words);
+        let (file, mut hash, mut end) = (disk.open(part, Access::Create)?, Xxh3::new(), 0);
+        let mut put = |bytes: &[u8]| {
+            hash.update(bytes);
+            file.write_at(end, bytes)?;
+            end += padded(bytes.len() as u64);
+            Ok::<_, io::Error>(())
+        };
+        put(&Block::of(&head))?;
+        self.blocks.iter().try_for_each(|block| put(block))?;
+        file.write_at(end, &Block::of(&hash.digest128().to_le_bytes()))?;
+        file.sync()
     }
 }
 
@@ -130,7 +146,9 @@ impl Journal {
 pub struct Found {
     header: Header,
     words: Vec<Vec<u32>>,
-    file: BufReader<File>,
+    path: PathBuf,
+    /// Bytes before the padding that the first block follows.
+    head: u64,
 }
 
 impl Found {
@@ -143,9 +161,6 @@ impl Found {
         let damaged = |reason: String| DiskError::Damaged { path: path.into(), reason };
         if !path.exists() {
             return Ok(None);
-        }
-        if !is_whole(path).map_err(read)? {
-            return Err(damaged("its hash is not that of what it holds".into()));
         }
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(read)?);
         let mut start = [0; 16];
@@ -163,7 +178,12 @@ impl Found {
             file.read_exact(bytemuck::cast_slice_mut(&mut some)).map_err(read)?;
             words.push(some);
         }
-        Ok(Some(Found { header, words, file }))
+        let head = 16 + length + 4 * header.words.iter().sum::<usize>() as u64;
+        let found = Found { header, words, path: path.into(), head };
+        match found.is_whole().map_err(read)? {
+            true => Ok(Some(found)),
+            false => Err(damaged("its hash is not that of what it holds".into())),
+        }
     }
 
     /// The step that it belongs to.
@@ -177,33 +197,50 @@ impl Found {
     /// # Errors
     /// What `play` says; [`DiskError::Read`].
     pub fn play(
-        mut self,
-        path: &Path,
+        self,
         mut play: impl FnMut(&str, usize, usize, Block) -> Result<(), DiskError>,
     ) -> Result<(Interrupted, BTreeSet<String>), DiskError> {
+        let read = |source| ReadError { path: self.path.clone(), source };
+        let mut file = File::open(&self.path).map_err(read)?;
+        let mut at = padded(self.head);
         for Entry { array, first_row, rows, bytes } in &self.header.entries {
             let mut block = Block::new(*bytes);
-            self.file.read_exact(&mut block).map_err(|source| ReadError { path: path.into(), source })?;
+            file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut block)).map_err(read)?;
+            at += padded(*bytes as u64);
             play(array, *first_row, *rows, block)?;
         }
         let Header { step, note, waiting, present, .. } = self.header;
         Ok((Interrupted { mark: Mark { step, note, words: self.words }, waiting }, present))
     }
+
+    /// Whether it ends in the hash of what stands before, padding left out.
+    fn is_whole(&self) -> io::Result<bool> {
+        let mut file = File::open(&self.path)?;
+        let pieces = std::iter::once(self.head).chain(self.header.entries.iter().map(|entry| entry.bytes as u64));
+        let end = pieces.clone().map(padded).sum::<u64>();
+        if file.metadata()?.len() != end + 16 {
+            return Ok(false);
+        }
+        let (mut hash, mut at, mut some) = (Xxh3::new(), 0, vec![0; 1 << 20]);
+        for bytes in pieces {
+            file.seek(SeekFrom::Start(at))?;
+            let mut left = bytes;
+            while left > 0 {
+                let n = some.len().min(left as usize);
+                file.read_exact(&mut some[..n])?;
+                hash.update(&some[..n]);
+                left -= n as u64;
+            }
+            at += padded(bytes);
+        }
+        let mut last = [0; 16];
+        file.seek(SeekFrom::Start(end))?;
+        file.read_exact(&mut last)?;
+        Ok(hash.digest128().to_le_bytes() == last)
+    }
 }
 
-/// Whether a file ends in the hash of what stands before.
-fn is_whole(path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let Some(body) = length.checked_sub(16) else { return Ok(false) };
-    let (mut hash, mut left, mut piece) = (Xxh3::new(), body, vec![0; 1 << 20]);
-    while left > 0 {
-        let some = piece.len().min(left as usize);
-        file.read_exact(&mut piece[..some])?;
-        hash.update(&piece[..some]);
-        left -= some as u64;
-    }
-    let mut end = [0; 16];
-    file.read_exact(&mut end)?;
-    Ok(hash.digest128().to_le_bytes() == end)
+/// Bytes with the padding that follows them.
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(PAGE_BYTES as u64)
 }
