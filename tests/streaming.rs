@@ -198,3 +198,50 @@ fn a_store_on_a_disk_is_its_own_checkpoint() {
         }
     }
 }
+
+/// A dry step computes and counts every gradient: its loss and norm are those of a step that updates.
+#[test]
+fn a_dry_step_has_the_norm_of_a_real_one() {
+    for device in rig::devices("a_dry_step_has_the_norm_of_a_real_one") {
+        let step = |setup: Setup| {
+            let mut trainer = Trainer::new(device.clone(), setup).unwrap();
+            device.run(|| {
+                let before = held(&mut trainer);
+                let result = trainer.step(1, 1e-2, &batches(1)).unwrap();
+                (result, before == held(&mut trainer))
+            })
+        };
+        let (real, same) = step(setup("adamw"));
+        assert!(!same, "a step moves weights");
+        let folder = tempfile::tempdir().unwrap();
+        let dry = Setup { dry: true, ..setup("adamw") };
+        let device_memory = memory(&device, &dry, 0);
+        let archive = Some(archive(folder.path(), true));
+        let on_disk = Setup { placement: Placement::Disk, archive, device_memory, ..dry.clone() };
+        for setup in [dry, on_disk] {
+            let (result, same) = step(setup);
+            assert_eq!(result, real, "{}", device.name());
+            assert!(same, "a dry step moves nothing");
+        }
+    }
+}
+
+/// Where layer inputs leave the device, its memory depends on the widest panel and the batch, not on depth.
+#[test]
+fn device_memory_is_flat_in_depth() {
+    let device = rig::host();
+    let bytes = |layers: usize, spill: Spill| {
+        let setup = Setup { spill: Some(spill), recompute: Recompute::Layer, ..Setup::new(model(layers), SHAPE) };
+        let device_memory = memory(&device, &setup, 5);
+        let before = device.counters().allocated_bytes;
+        let setup = Setup { placement: Placement::Ram, device_memory, ..setup };
+        let mut trainer = Trainer::new(device.clone(), setup).unwrap();
+        device.run(|| trainer.step(1, 1e-2, &batches(1)).unwrap());
+        device.counters().allocated_bytes - before
+    };
+    let [few, some, many] = [4, 16, 64].map(|layers| bytes(layers, Spill::Ram));
+    // Slots and spilled inputs do not grow; the partial sums of norms, two floats for 16 rows, do.
+    assert!(some as f64 <= 1.05 * few as f64 && many as f64 <= 1.05 * some as f64, "{few} {some} {many}");
+    let kept = bytes(64, Spill::None) - many;
+    assert!(kept as f64 > 0.2 * many as f64, "layer inputs are no matter here: {kept} of {many}");
+}

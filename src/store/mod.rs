@@ -352,8 +352,8 @@ impl Store {
     pub fn drop_gradient(&mut self, tensor: usize, panel: Panel) {
         let cell = self.cells.index(tensor, Role::Gradient, panel.index);
         self.cells.all[cell].fresh = true;
-        if let Some(place) = self.cells.all[cell].place {
-            self.slots.touch(place).dirty = false;
+        if let Some(place) = self.cells.all[cell].place.take() {
+            self.slots.empty(place);
         }
     }
 

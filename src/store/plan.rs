@@ -62,7 +62,7 @@ impl Plan {
             let arrays = arrays(tensors, need, bytes);
             let smallest = slots(&arrays, per_operation);
             if smallest.bytes() <= available {
-                let slots = grown(&arrays, per_operation, smallest, need.budget);
+                let slots = grown(&arrays, tensors, per_operation, smallest, need.budget);
                 return Ok(Plan { arrays, slots, per_operation });
             }
             bytes /= 2;
@@ -86,17 +86,43 @@ fn arrays(tensors: &[Tensor], need: Need, bytes: u64) -> Vec<[Kept; ROLES]> {
     tensors.iter().map(|t| role::ALL.map(|role| kept(t, role))).collect()
 }
 
-/// The most slots of every size alike that the budget allows. Without a budget, twice what an operation needs, so that a
-/// visit can be fetched ahead.
-fn grown(arrays: &[[Kept; ROLES]], least: usize, smallest: SlotPlan, budget: Option<u64>) -> SlotPlan {
+/// Parts of a visit's cells that slots are counted in.
+const PARTS: usize = 64;
+
+/// As many slots of each size as the budget allows, every size having the same share of what a visit uses of it. Without a
+/// budget, twice what an operation needs, so that a visit can be fetched ahead.
+fn grown(
+    arrays: &[[Kept; ROLES]],
+    tensors: &[Tensor],
+    least: usize,
+    smallest: SlotPlan,
+    budget: Option<u64>,
+) -> SlotPlan {
     let Some(budget) = budget else { return slots(arrays, 2 * least) };
-    let cells = slots(arrays, usize::MAX).classes.iter().map(|(_, slots)| *slots).max().unwrap_or(0);
-    // At `fits` slots the budget holds, at `fails` it does not.
-    let (mut fits, mut fails) = (least, cells.max(least) + 1);
-    let mut best = smallest;
+    let all = slots(arrays, usize::MAX);
+    let groups = tensors.iter().map(|t| t.group + 1).max().unwrap_or(0);
+    let most = |elements: usize| {
+        let mut used = vec![0; groups];
+        for (tensor, kept) in tensors.iter().zip(arrays) {
+            let cuts = kept.iter().flatten().filter(|(_, cut)| cut.elements() == elements);
+            used[tensor.group] += cuts.map(|(_, cut)| cut.count()).sum::<usize>();
+        }
+        used.into_iter().max().unwrap_or(0)
+    };
+    let used: Vec<usize> = all.classes.iter().map(|(elements, _)| most(*elements)).collect();
+    let share = |parts: usize| SlotPlan {
+        classes: all
+            .classes
+            .iter()
+            .zip(&used)
+            .map(|(&(elements, cells), used)| (elements, (parts * used / PARTS).max(least).min(cells)))
+            .collect(),
+    };
+    // At `fits` parts the budget holds, at `fails` it does not, or there is nothing more to hold.
+    let (mut fits, mut fails, mut best) = (0, PARTS * groups + 1, smallest);
     while fits + 1 < fails {
         let middle = fits + (fails - fits) / 2;
-        let plan = slots(arrays, middle);
+        let plan = share(middle);
         if plan.bytes() <= budget {
             (fits, best) = (middle, plan);
         } else {

@@ -84,6 +84,12 @@ impl Slots {
         &self.classes[place.class][place.number]
     }
 
+    /// Empties a slot: the first to be given to something else.
+    pub fn empty(&mut self, place: Place) {
+        let slot = &mut self.classes[place.class][place.number];
+        (slot.cell, slot.dirty) = (None, false);
+    }
+
     /// A slot of a class to put something else in: empty, or the least recently used one that the current operation
     /// does not use.
     ///
