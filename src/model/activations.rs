@@ -77,8 +77,8 @@ pub struct HeadActivations {
     pub state: Matrix,
     /// Loss of each row: `[1, rows]`.
     pub losses: Matrix,
-    /// Logits of one vocabulary chunk.
-    pub logits: Matrix,
+    /// Logits of each vocabulary chunk where everything is kept, else of one at a time.
+    pub logits: Vec<Matrix>,
 }
 
 /// Token ids of one micro-batch, and where each occurs.
@@ -146,6 +146,7 @@ impl Activations {
         let inputs = if spilled { (2, 1) } else { (config.layers + 1, micro) };
         let per_head = |label: &str| Matrix::new(device, label, shape.batch * config.heads, shape.seq_len);
         let sets = if kept { (config.layers, micro) } else { (1, 1) };
+        let chunk = vocabulary_chunk(config, shape);
         let set = |_| (0..sets.1).map(|_| LayerActivations::new(device, config, shape)).collect::<Result<Vec<_>>>();
         let ids = |_| -> Result<Ids> {
             Ok(Ids {
@@ -169,7 +170,9 @@ impl Activations {
                 norm: (wide("last norm", d)?, wide("last norm stats", 2)?),
                 state: wide("softmax state", 3)?,
                 losses: Matrix::new(device, "losses", 1, rows)?,
-                logits: wide("logits of a chunk", vocabulary_chunk(config, shape))?,
+                logits: (0..logits_kept(config, shape, kept))
+                    .map(|_| wide("logits of a chunk", chunk))
+                    .collect::<Result<_>>()?,
             },
             ids: (0..micro).map(ids).collect::<Result<_>>()?,
             positions: (device.buffer("positions", Elem::U32, rows)?, Index::new(device, rows)?),
@@ -192,7 +195,7 @@ impl Activations {
         let inputs = if spilled { 2 } else { (config.layers as u64 + 1) * micro };
         let streams = rows * d * (inputs + micro);
         let gradients = rows * (2 * d + wide + qkv) + per_head;
-        let chunk = stride(vocabulary_chunk(config, shape));
+        let chunk = stride(vocabulary_chunk(config, shape)) * logits_kept(config, shape, kept) as u64;
         let head = rows * (d + stride(2) + stride(3) + chunk) + stride(shape.rows());
         let ids = micro * (5 * rows + 1) + 4 * rows + 1;
         4 * (sets * layer + streams + gradients + head + ids)
@@ -215,6 +218,11 @@ impl LayerActivations {
             activated: wide("activated", 4 * d)?,
         })
     }
+}
+
+/// Chunks of logits that lie on the device at once: all of them where everything is kept for the backward pass.
+fn logits_kept(config: &Config, shape: &Shape, kept: bool) -> usize {
+    if kept { config.vocab_size.div_ceil(vocabulary_chunk(config, shape)) } else { 1 }
 }
 
 /// Columns of logits computed at a time: a power of two times the contraction chunk, at most 8192, so that weights and

@@ -1,6 +1,6 @@
-//! The head and the loss over vocabulary chunks: logits are computed, used and overwritten a chunk at a time, and never
-//! stored whole. Forward goes up the vocabulary keeping a running maximum and sum for each row; backward goes down it,
-//! starting with the chunk that forward left in place, and computes the logits of every other chunk again (equal bits).
+//! The head and the loss over vocabulary chunks. Forward goes up the vocabulary keeping a running maximum and sum for each row;
+//! backward goes down it, starting with the chunk that forward left in place. Where everything is kept for the backward pass
+//! so are the logits; else a chunk overwrites the one before, and backward computes them again (equal bits).
 
 use super::activations::{Activations, vocabulary_chunk};
 use super::gpt::Gpt;
@@ -69,7 +69,8 @@ impl<'a> Sweep<'a> {
         let d_norm = &self.acts.gradients.narrow;
         for chunk in (0..self.chunks()).rev() {
             let last = chunk + 1 == self.chunks();
-            let logits = if last { self.columns(chunk) } else { self.logits(fabric, store, chunk)? };
+            let left = last || self.acts.head.logits.len() > 1;
+            let logits = if left { self.columns(chunk) } else { self.logits(fabric, store, chunk)? };
             cross_entropy::backward(device, &logits, &targets, &head.state, chunk * self.chunk, scale)?;
             for piece in self.pieces(store, chunk) {
                 let tokens = self.gpt.table().tokens;
@@ -116,7 +117,8 @@ impl<'a> Sweep<'a> {
 
     fn columns(&self, chunk: usize) -> Matrix {
         let cols = self.chunk.min(self.gpt.config().vocab_size - chunk * self.chunk);
-        let logits = &self.acts.head.logits;
+        let kept = &self.acts.head.logits;
+        let logits = &kept[chunk % kept.len()];
         // The last chunk may be narrower: its padding is its own, so its rows lie as if it were the whole buffer.
         Matrix::over(&logits.view.buffer, logits.rows, cols)
     }

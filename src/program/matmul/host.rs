@@ -173,7 +173,7 @@ impl Sum<'_> {
                     few::chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
                     continue;
                 }
-                chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
+                spread_chunk(Target { cols, ..target }, a.from(0, k), b.from(k, 0), depth, self.add || k > 0);
             }
         }
         if !self.end || (self.bias.is_none() && cols == target.cols) {
@@ -243,8 +243,44 @@ fn add_products(mut lanes: [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) -> 
 }
 
 thread_local! {
+    /// Rows and columns copied further apart; grown once, then kept.
+    static SPREADS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
     /// Widened operands and result of a chunk that is too thin or too small; grown once, then kept.
     static SCRATCH: RefCell<[Vec<f32>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
+}
+
+/// Floats of a page: columns that lie a multiple of it apart fall on the same few lines of a cache.
+const PAGE: usize = 1024;
+/// Floats by which such columns are spread, when they are copied: a cache line.
+const SPREAD: usize = 16;
+
+/// The same, where `gemm` would pack many rows or columns that fall on the same lines of the cache, and lose each before it has
+/// read it: they are first copied further apart, one after another. The values are the same, and so are the sums.
+fn spread_chunk(target: Target, a: Operand<'_>, b: Operand<'_>, depth: usize, add: bool) {
+    let clash =
+        |along: usize, across: usize, count: usize| along == 1 && across.is_multiple_of(PAGE) && count >= SPREAD;
+    SPREADS.with_borrow_mut(|[rows, columns]| {
+        let right = depth + SPREAD;
+        let a = match clash(a.right, a.down, target.rows) {
+            true => Operand { data: spread(rows, a.data, a.down, target.rows, depth), down: right, right: 1 },
+            false => a,
+        };
+        let b = match clash(b.down, b.right, target.cols) {
+            true => Operand { data: spread(columns, b.data, b.right, target.cols, depth), down: 1, right },
+            false => b,
+        };
+        chunk(target, a, b, depth, add);
+    });
+}
+
+/// Copies `count` runs of `depth` floats that lie `apart`, to lie [`SPREAD`] more than their length apart.
+fn spread<'a>(to: &'a mut Vec<f32>, from: &[f32], apart: usize, count: usize, depth: usize) -> &'a [f32] {
+    let wide = depth + SPREAD;
+    to.resize(to.len().max(count * wide), 0.0);
+    for (i, run) in to.chunks_exact_mut(wide).take(count).enumerate() {
+        run[..depth].copy_from_slice(&from[i * apart..][..depth]);
+    }
+    to
 }
 
 /// Adds (or, for `add == false`, sets) one chunk of the contraction, through wider operands where gemm would leave its
