@@ -214,7 +214,7 @@ fn a_dry_step_has_the_norm_of_a_real_one() {
         let (real, same) = step(setup("adamw"));
         assert!(!same, "a step moves weights");
         let folder = tempfile::tempdir().unwrap();
-        let dry = Setup { dry: true, ..setup("adamw") };
+        let dry = Setup { dry: true, spill: Some(Spill::None), ..setup("adamw") };
         let device_memory = memory(&device, &dry, 0);
         let archive = Some(archive(folder.path(), true));
         let on_disk = Setup { placement: Placement::Disk, archive, device_memory, ..dry.clone() };
