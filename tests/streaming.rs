@@ -133,7 +133,8 @@ fn every_place_gives_the_bits_of_the_resident_one() {
         let native = device.class() == Class::Native;
         let (steps, names) = match cfg!(feature = "slow") || native {
             true => (STEPS, &ALL[..]),
-            false => (3, &ALL[1..7]),
+            // Each program of an update once: an adapter that runs on the CPU compiles and computes for long.
+            false => (2, &ALL[4..7]),
         };
         for (number, name) in names.iter().enumerate() {
             let resident = train(&device, setup(name), steps);
