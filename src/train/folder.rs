@@ -51,7 +51,15 @@ pub struct Folder(PathBuf);
 
 /// The right to write into a folder, held until it is dropped or the process ends, however it ends.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "the file is locked while it is open")] File);
+pub struct Lock(File);
+
+impl Drop for Lock {
+    /// A process that this one has just begun may hold a copy of the open file for a moment; the lock is given up for all.
+    fn drop(&mut self) {
+        // Closing it does the same, if later.
+        let _ = self.0.unlock();
+    }
+}
 
 impl Folder {
     /// Name of the folder of the samples.
