@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use super::config::{Config, ConfigError, Grid, Home};
-use super::folder::{Folder, FolderError};
+use super::folder::{Folder, FolderError, Lock};
 use super::generate::SamplingError;
 use super::hugging_face::{HuggingFace, HuggingFaceError};
 use super::needs::{self, NeedsError};
@@ -170,30 +170,18 @@ fn go(
     let terms = Terms::new(config, &model, &corpus, &device);
     let peak_flops = device.run(|| peaks::flops(&device))?;
     let resumed = old.is_some();
-    let mut setup = setup(config, model.clone(), shape);
+    let setup = setup(config, model.clone(), shape);
     let needs = needs::check(config, &setup, &device, resumed)?;
-    let (mut trainer, (folder, _lock)) = match setup.placement {
-        // What lies in the folder of the run, or beside it, needs the folder first.
-        Placement::Disk => {
-            let claim = old.map_or_else(|| Folder::claim(config, &model.name, control.disk), Ok)?;
-            setup.archive = Some(archive(config, &claim.0, &setup, control.disk));
-            (Trainer::new(device.clone(), setup)?, claim)
-        }
-        _ => {
-            let trainer = Trainer::new(device.clone(), setup)?;
-            (trainer, old.map_or_else(|| Folder::claim(config, &model.name, control.disk), Ok)?)
-        }
-    };
+    let (mut trainer, (folder, _lock)) = place(config, setup, &device, old, control.disk)?;
     if let Some(init) = &init {
         device.run(|| init.load(trainer.store()))?;
     }
     let samples = Samples::new(config, &trainer, &corpus.tokenizer)?;
-    let opened = trainer.opened();
     checkpoint::clear_litter(control.disk, folder.path())?;
     checkpoint::clear_litter(control.disk, &folder.checkpoints())?;
     checkpoint::clear_litter(control.disk, &folder.samples())?;
     let tell = |reason: &str| Ok::<_, TrainError>(observer.event(&Event::Damaged { reason })?);
-    let (state, interrupted) = match opened {
+    let (state, interrupted) = match trainer.opened() {
         Some(opened) => (State::kept(&folder, terms, opened.state)?, opened.interrupted),
         None if resumed => (device.run(|| State::newest(&folder, terms, trainer.store(), tell))?, None),
         None => (State::new(terms), None),
@@ -218,8 +206,7 @@ fn go(
     };
     write_about(&folder, control.disk, &start, &device, &state)?;
     observer.started(&start)?;
-    let work = peaks::step_flops(&model, &shape) / peak_flops;
-    observer.event(&Event::Needs(needs.told(config, work, folder.path())))?;
+    observer.event(&Event::Needs(needs.told(config, start.step_flops / peak_flops, folder.path())))?;
     let before = state.step;
     let mut session =
         Session::new(config, control, shape, &corpus, trainer, samples, &folder, state, resumed, interrupted);
@@ -231,6 +218,26 @@ fn go(
     let finish = Finish { steps, tokens: steps * step_tokens, seconds: summary.seconds, skipped: summary.skipped };
     observer.finished(&finish)?;
     Ok(summary)
+}
+
+/// A trainer, and the folder that its run has.
+fn place(
+    config: &Config,
+    mut setup: Setup,
+    device: &Device,
+    old: Option<(Folder, Lock)>,
+    disk: &dyn Disk,
+) -> Result<(Trainer, (Folder, Lock)), TrainError> {
+    let name = setup.model.name.clone();
+    let claim = || old.map_or_else(|| Folder::claim(config, &name, disk), Ok);
+    if setup.placement != Placement::Disk {
+        let trainer = Trainer::new(device.clone(), setup)?;
+        return Ok((trainer, claim()?));
+    }
+    // What lies in the folder of the run, or beside it, needs the folder first.
+    let claimed = claim()?;
+    setup.archive = Some(archive(config, &claimed.0, &setup, disk));
+    Ok((Trainer::new(device.clone(), setup)?, claimed))
 }
 
 /// Tokens of the validation text whose bytes are counted.
