@@ -8,6 +8,7 @@ use gaufre::program::initial::word;
 use gaufre::store::durable::{Disk, RealDisk};
 use gaufre::store::{Archive, Format, Placement, Role, Spill, StoreError};
 use gaufre::train::optimizer::{Clip, Rule, StateDtype};
+use gaufre::train::needs;
 use gaufre::train::step::SetupError;
 use gaufre::train::{Optimizer, Setup, Trainer};
 
@@ -63,13 +64,15 @@ const ALL: [&str; 8] = [
     "sgd layer",
 ];
 
-fn archive(folder: &std::path::Path, in_place: bool) -> Archive {
+fn archive(folder: &std::path::Path, in_place: bool, setup: &Setup) -> Archive {
     Archive {
         folder: folder.into(),
         in_place,
         read_only: false,
         stream_bytes: 1 << 20,
         scratch_bytes: 0,
+        gradients_wait: needs::gradients_wait(setup),
+        dry: setup.dry,
         spill_bytes: (SHAPE.rows() * 88 * 4) as u64,
         disk: RealDisk.share(),
     }
@@ -151,11 +154,9 @@ fn every_place_gives_the_bits_of_the_resident_one() {
             {
                 let what = format!("{name} on a disk, {percent} %, {spill:?}, in place {in_place}, {}", device.name());
                 let path = folder.path().join(format!("{number} {percent} {in_place} {}", device.class() as u8));
-                let setup = Setup {
-                    placement: Placement::Disk,
-                    archive: Some(archive(&path, in_place)),
-                    ..ram(percent, spill)
-                };
+                let setup = ram(percent, spill);
+                let archive = Some(archive(&path, in_place, &setup));
+                let setup = Setup { placement: Placement::Disk, archive, ..setup };
                 assert_equal_bits(&resident, &train(&device, setup, steps), &what);
             }
         }
@@ -172,7 +173,7 @@ fn a_store_on_a_disk_is_its_own_checkpoint() {
             let on_disk = |steps_before: u64| {
                 let setup = setup(name);
                 let device_memory = memory(&device, &setup, 10);
-                let archive = Some(archive(folder.path(), in_place));
+                let archive = Some(archive(folder.path(), in_place, &setup));
                 let mut trainer =
                     Trainer::new(device.clone(), Setup { placement: Placement::Disk, archive, device_memory, ..setup })
                         .unwrap();
@@ -217,7 +218,7 @@ fn a_dry_step_has_the_norm_of_a_real_one() {
         let folder = tempfile::tempdir().unwrap();
         let dry = Setup { dry: true, spill: Some(Spill::None), ..setup("adamw") };
         let device_memory = memory(&device, &dry, 0);
-        let archive = Some(archive(folder.path(), true));
+        let archive = Some(archive(folder.path(), true, &dry));
         let on_disk = Setup { placement: Placement::Disk, archive, device_memory, ..dry.clone() };
         for setup in [dry, on_disk] {
             let (result, same) = step(setup);
@@ -245,4 +246,24 @@ fn device_memory_is_flat_in_depth() {
     assert!(some as f64 <= 1.05 * few as f64 && many as f64 <= 1.05 * some as f64, "{few} {some} {many}");
     let kept = bytes(64, Spill::None) - many;
     assert!(kept as f64 > 0.2 * many as f64, "layer inputs are no matter here: {kept} of {many}");
+}
+
+/// Where the gradients of a layer are dropped before the next begins, their file on the disk is as long as the longest needs,
+/// and the table that two visits add to: not as long as the model.
+#[test]
+fn gradients_that_do_not_wait_share_a_place() {
+    use gaufre::model::Gpt;
+    use gaufre::store::disk::gradient_bytes;
+    let bytes = |layers, wait| gradient_bytes(&Gpt::tensors(&model(layers), 7), wait);
+    assert_eq!(bytes(3, false), bytes(64, false));
+    assert!(bytes(64, true) > 8 * bytes(3, true));
+    // On the disk itself: the least memory, so that all of them leave the device.
+    let device = rig::host();
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup { spill: Some(Spill::None), ..setup("adafactor bf16 layer") };
+    let device_memory = memory(&device, &setup, 0);
+    let archive = Some(archive(folder.path(), true, &setup));
+    train(&device, Setup { placement: Placement::Disk, archive, device_memory, ..setup }, 2);
+    let file = std::fs::metadata(folder.path().join("gradients.scratch")).unwrap().len();
+    assert!((1..=2 * bytes(3, false)).contains(&file), "{file}, {}", bytes(3, false));
 }

@@ -106,6 +106,11 @@ pub struct Archive {
     pub stream_bytes: u64,
     /// Bytes of gradients and layer inputs that may have to wait on the disk.
     pub scratch_bytes: u64,
+    /// Whether all gradients of a step wait for its end; where not, those of a group are dropped before the next begins, but
+    /// those of group 0, which the first visit of a backward pass may add to.
+    pub gradients_wait: bool,
+    /// Whether nothing is ever updated, so that parameters and states stay formulas and take no room.
+    pub dry: bool,
     /// Bytes of one spilled matrix; 0 where none is.
     pub spill_bytes: u64,
     /// The disk.
@@ -215,7 +220,7 @@ impl DiskStore {
             }
         }
         let stream = Stream::open(archive.disk.clone(), files, archive.stream_bytes)?;
-        let gradients = gradient_places(tensors);
+        let gradients = gradient_places(tensors, archive.gradients_wait);
         let mut store = DiskStore {
             archive: archive.clone(),
             volumes,
@@ -535,28 +540,41 @@ fn layout(tensors: &[Tensor], arrays: &[[Kept; ROLES]]) -> (Vec<FileLayout>, Vec
     (files, numbers)
 }
 
-/// Where the gradients of each tensor begin in their file; the last is its end.
-fn gradient_places(tensors: &[Tensor]) -> Vec<u64> {
+/// Where the gradients of each tensor begin in their file; the last is its end. Where they do not wait, all groups but the
+/// first share a place.
+fn gradient_places(tensors: &[Tensor], wait: bool) -> Vec<u64> {
     let bytes = |t: &Tensor| (Format::F32.bytes(t.rows, t.cols) as u64).next_multiple_of(4096);
-    let place = |end: &mut u64, t: &Tensor| {
-        let begin = *end;
-        *end += bytes(t);
-        Some(begin)
-    };
-    let mut end = 0;
-    let mut places: Vec<u64> = tensors.iter().filter_map(|t| place(&mut end, t)).collect();
+    let shared: u64 = if wait { 0 } else { tensors.iter().filter(|t| t.group == 0).map(bytes).sum() };
+    let (mut ends, mut end): (HashMap<usize, u64>, u64) = (HashMap::new(), 0);
+    let mut places: Vec<u64> = Vec::with_capacity(tensors.len() + 1);
+    for tensor in tensors {
+        let (group, first) = match wait {
+            true => (0, 0),
+            false => (tensor.group, if tensor.group == 0 { 0 } else { shared }),
+        };
+        let at = ends.entry(group).or_insert(first);
+        places.push(*at);
+        *at += bytes(tensor);
+        end = end.max(*at);
+    }
     places.push(end);
     places
 }
 
+/// Bytes of the file of the gradients that may wait, once.
+pub fn gradient_bytes(tensors: &[Tensor], wait: bool) -> u64 {
+    *gradient_places(tensors, wait).last().expect("an end")
+}
+
 fn expect_room(archive: &Archive, layout: &[FileLayout], places: u64) -> Result<()> {
-    let Archive { folder, in_place, scratch_bytes, disk, .. } = archive;
+    let Archive { folder, in_place, scratch_bytes, disk, dry, .. } = archive;
     disk.create_folder(folder).map_err(|source| WriteError { path: folder.clone(), source })?;
     let file = |file: &FileLayout| -> u64 { file.arrays.iter().map(Array::bytes).sum() };
     let arrays: u64 = layout.iter().map(file).sum();
     // A journal, the one that is to take its place, each of a group of weights and of states.
     let journal = 2 * layout.chunks(2).map(|pair| pair.iter().map(file).sum()).max().unwrap_or(0);
-    let needed = arrays * places + scratch_bytes + if *in_place { journal } else { 0 };
+    let lasting = arrays * places + if *in_place { journal } else { 0 };
+    let needed = scratch_bytes + if *dry { 0 } else { lasting };
     let available = disk.available(folder).map_err(|source| ReadError { path: folder.clone(), source })?;
     let cure = if *in_place { "--param-dtype bf16, --optimizer adafactor or --clip layer" } else { "--in-place" };
     match needed <= available {

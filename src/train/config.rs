@@ -78,7 +78,8 @@ pub struct Config {
     #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes)]
     #[serde(deserialize_with = "bytes_of_toml")]
     pub stream_memory: u64,
-    /// Most memory to use on the device, as in 512MiB, 2GB or plain bytes [default: no bound]
+    /// Most memory to use on the device, as in 512MiB, 2GB or plain bytes [default: no bound; on the host with --store disk
+    /// half of the free memory is for panels]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "maybe_bytes_of_toml")]
     pub device_memory: Option<u64>,

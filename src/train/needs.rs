@@ -12,6 +12,7 @@ use crate::model::Recompute;
 use crate::model::{Gpt, Table};
 use crate::program::Matrix;
 use crate::report;
+use crate::store::disk::gradient_bytes;
 use crate::store::durable::{Disk, RealDisk};
 use crate::store::plan::{Kept, Need, Plan};
 use crate::store::role::{self, ROLES, Role};
@@ -132,7 +133,8 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
         Placement::Disk => 2 * config.stream_memory,
     };
     let disk = match setup.placement {
-        Placement::Disk => lasting * if config.in_place { 1 } else { 2 } + scratch_bytes(setup),
+        Placement::Disk if setup.dry => scratch_bytes(setup, config.in_place),
+        Placement::Disk => lasting * if config.in_place { 1 } else { 2 } + scratch_bytes(setup, config.in_place),
         _ => 0,
     };
     let folder = nearest(&place(config));
@@ -177,13 +179,17 @@ pub fn check(config: &Config, setup: &Setup, device: &Device, resumed: bool) -> 
 }
 
 /// Bytes of gradients and layer inputs that may have to wait on the disk.
-pub fn scratch_bytes(setup: &Setup) -> u64 {
+pub fn scratch_bytes(setup: &Setup, in_place: bool) -> u64 {
     let tensors = Gpt::tensors(&setup.model, setup.seed);
-    // Where layers are updated at once, or nothing is, only the tables that two visits add to wait.
-    let waits = |group: usize| group == 0 || setup.optimizer.clip == Clip::Global && !setup.dry;
-    let waiting = tensors.iter().filter(|t| waits(t.group));
-    let gradients: u64 = waiting.map(|t| Format::F32.bytes(t.rows, t.cols) as u64).sum();
-    gradients + if setup.spill() == Spill::Disk { spilled(setup) } else { 0 }
+    let wait = gradients_wait(setup);
+    // A step that was interrupted in place leaves what its journal counts on, and goes on beside it.
+    let places = if in_place && !wait { 2 } else { 1 };
+    places * gradient_bytes(&tensors, wait) + if setup.spill() == Spill::Disk { spilled(setup) } else { 0 }
+}
+
+/// Whether all gradients of a step wait for its end: where layers are updated at once, or nothing is, they do not.
+pub fn gradients_wait(setup: &Setup) -> bool {
+    setup.optimizer.clip == Clip::Global && !setup.dry
 }
 
 /// Bytes of one spilled layer input.
@@ -207,6 +213,13 @@ fn place(config: &Config) -> PathBuf {
 fn nearest(path: &Path) -> PathBuf {
     let there = path.ancestors().find(|p| p.is_dir());
     there.map_or_else(|| ".".into(), Path::to_path_buf)
+}
+
+/// What slots of a store on a disk may take where nothing bounds them: half of the memory that is free, on a device whose
+/// memory is that of the host. How much an adapter has is told by none.
+pub fn spare(config: &Config, device: &Device) -> Option<u64> {
+    let host = device.class() == Class::Native && config.store.placement() == Placement::Disk;
+    free_memory().filter(|_| host).map(|bytes| bytes / 2)
 }
 
 /// Memory that the system can give without swapping, where it tells (Linux).

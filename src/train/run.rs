@@ -170,7 +170,7 @@ fn go(
     let terms = Terms::new(config, &model, &corpus, &device);
     let peak_flops = device.run(|| peaks::flops(&device))?;
     let resumed = old.is_some();
-    let setup = setup(config, model.clone(), shape);
+    let setup = setup(config, model.clone(), shape, &device);
     let needs = needs::check(config, &setup, &device, resumed)?;
     let (mut trainer, (folder, _lock)) = place(config, setup, &device, old, control.disk)?;
     if let Some(init) = &init {
@@ -319,7 +319,7 @@ pub fn read_model(name: &str) -> Result<model::Config, TrainError> {
     Ok(model::Config::parse(&stem, &text)?)
 }
 
-fn setup(config: &Config, model: model::Config, shape: Shape) -> Setup {
+fn setup(config: &Config, model: model::Config, shape: Shape, device: &Device) -> Setup {
     let Grid { width, height } = config.wafer;
     Setup {
         model,
@@ -330,6 +330,7 @@ fn setup(config: &Config, model: model::Config, shape: Shape) -> Setup {
         placement: config.store.placement(),
         archive: None,
         device_memory: config.device_memory,
+        spare: needs::spare(config, device),
         recompute: config.recompute,
         spill: config.spill,
         param_dtype: config.param_dtype,
@@ -353,7 +354,9 @@ fn archive(config: &Config, folder: &Folder, setup: &Setup, disk: &dyn Disk) -> 
         in_place: config.in_place,
         read_only: false,
         stream_bytes: config.stream_memory,
-        scratch_bytes: needs::scratch_bytes(setup),
+        scratch_bytes: needs::scratch_bytes(setup, config.in_place),
+        gradients_wait: needs::gradients_wait(setup),
+        dry: setup.dry,
         spill_bytes: needs::spill_bytes(setup),
         disk: disk.share(),
     }

@@ -36,6 +36,8 @@ pub(super) fn weights(
             read_only: true,
             stream_bytes: config.stream_memory,
             scratch_bytes: 0,
+            gradients_wait: true,
+            dry: false,
             spill_bytes: 0,
             disk: RealDisk.share(),
         };

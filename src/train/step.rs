@@ -33,6 +33,9 @@ pub struct Setup {
     pub archive: Option<Archive>,
     /// Device memory that may be used, in bytes; `None`: what it takes.
     pub device_memory: Option<u64>,
+    /// Bytes that slots may take where nothing bounds them: what a panel finds there it need not read again. `None`: as few
+    /// as the stream wants.
+    pub spare: Option<u64>,
     /// What is kept for the backward pass.
     pub recompute: Recompute,
     /// Where layer inputs go that the device shall not hold; `None`: nowhere where they fit, else off it.
@@ -60,6 +63,7 @@ impl Setup {
             placement: Placement::Resident,
             archive: None,
             device_memory: None,
+            spare: None,
             recompute: Recompute::Auto,
             spill: None,
             param_dtype: Format::F32,
@@ -98,12 +102,12 @@ impl Setup {
         activations + sums + Updater::bytes(&self.optimizer, tensors)
     }
 
-    /// Bytes on the device that are left for slots; `None`: as many as it takes.
+    /// Bytes on the device that are left for slots; `None`: as few as it takes.
     ///
     /// # Errors
     /// [`SetupError::TooSmall`] where nothing is left.
     pub fn budget(&self, tensors: &[Tensor]) -> Result<Option<u64>, SetupError> {
-        let Some(available) = self.device_memory else { return Ok(None) };
+        let Some(available) = self.device_memory else { return Ok(self.spare) };
         let needed = self.fixed_bytes(tensors);
         match available.checked_sub(needed) {
             None | Some(0) => Err(SetupError::TooSmall { needed, available, kept: self.activations().0 }),

@@ -23,6 +23,8 @@ fn setup(golden: &Golden, folder: &std::path::Path) -> Setup {
         read_only: false,
         stream_bytes: 1 << 30,
         scratch_bytes: 4 << 30,
+        gradients_wait: true,
+        dry: false,
         spill_bytes: (4 * shape.rows() * golden.config.d_model) as u64,
         disk: RealDisk.share(),
     };
