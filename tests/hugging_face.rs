@@ -263,13 +263,14 @@ fn broken_files_are_refused_before_anything_is_written() {
         let whole = fs::read(&path).unwrap();
         fs::write(path, &whole[..bytes.min(whole.len() - 1)]).unwrap();
     };
-    let cases: [(Spoil<'_>, &[&str]); 9] = [
+    let cases: [(Spoil<'_>, &[&str]); 10] = [
         (&|f| fs::remove_file(f.join(first)).unwrap(), &[first]),
         (&|f| cut(f.join(first), usize::MAX), &[first, "is the file whole?"]),
         (&|f| cut(f.join(first), 4), &[first, "is the file whole?"]),
         (&|f| fs::write(f.join(first), "").unwrap(), &[first]),
         (&|f| fs::write(f.join(index), "{}").unwrap(), &[index, "weight_map"]),
         (&|f| edit(f.join(index), first, "../text"), &[index, "../text"]),
+        (&|f| edit(f.join(index), first, "model\\nfirst"), &[index, "model\\nfirst", "is not a name"]),
         (&|f| edit(f.join(index), first, "model-00002-of-00002.safetensors"), &[index, "should be in"]),
         (&|f| edit(f.join(index), "\"wpe.weight\":", "\"wqe.weight\":"), &[index]),
         (&|f| fs::remove_file(f.join("config.json")).unwrap(), &["config.json", "give a folder"]),

@@ -7,8 +7,8 @@ use gaufre::model::{Config, Micro, Recompute, Shape};
 use gaufre::program::initial::word;
 use gaufre::store::durable::{Disk, RealDisk};
 use gaufre::store::{Archive, Format, Placement, Role, Spill, StoreError};
-use gaufre::train::optimizer::{Clip, Rule, StateDtype};
 use gaufre::train::needs;
+use gaufre::train::optimizer::{Clip, Rule, StateDtype};
 use gaufre::train::step::SetupError;
 use gaufre::train::{Optimizer, Setup, Trainer};
 

@@ -298,7 +298,9 @@ fn read_index(path: &Path) -> Result<Index, DataError> {
     }
     // From here on the index is as this program, or one that took care to look like it, wrote it.
     let total = index.shards.iter().try_fold(0usize, |sum, s| sum.checked_add(s.tokens));
-    let plain = |s: &Shard| Path::new(&s.file).components().count() == 1 && !s.file.contains("..");
+    let plain = |s: &Shard| {
+        Path::new(&s.file).components().count() == 1 && !s.file.contains("..") && !s.file.contains(char::is_control)
+    };
     let whole = total == Some(index.tokens) && index.train_tokens <= index.tokens;
     if !whole || index.dtype != dtype(Width::of(index.vocab_size)) || !index.shards.iter().all(plain) {
         return Err(wrong("contradicts itself".into()));

@@ -183,7 +183,11 @@ impl Observer for Metrics {
                 read_wait: traffic.read_wait,
                 write_wait: traffic.write_wait,
             }),
-            Event::Damaged { .. } | Event::Needs(_) | Event::Saved { .. } | Event::Stopped { .. } => Ok(()),
+            Event::Damaged { .. }
+            | Event::Dry { .. }
+            | Event::Needs(_)
+            | Event::Saved { .. }
+            | Event::Stopped { .. } => Ok(()),
         })
     }
 

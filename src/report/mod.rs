@@ -159,6 +159,13 @@ pub enum Event<'a> {
         /// What passed.
         traffic: Traffic,
     },
+    /// A step whose gradients were counted and dropped: nothing was updated.
+    Dry {
+        /// Steps done.
+        step: u64,
+        /// Norm of all gradients together.
+        grad_norm: f64,
+    },
     /// A loss far above those before it.
     Spike {
         /// The step that had it.

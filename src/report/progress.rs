@@ -56,7 +56,7 @@ impl<W: Write> Progress<W> {
     fn message(&self, line: &StepLine) -> String {
         let val = self.val_loss.map_or(String::new(), |v| format!("  val {v:.4}"));
         let skipped = if line.skipped { "  not finite: update skipped" } else { "" };
-        format!("loss {:.4}{val}  {:.0} tokens/s{skipped}", line.loss, line.tokens_per_second)
+        format!("loss {:.4}{val}  {} tokens/s{skipped}", line.loss, rate(line.tokens_per_second))
     }
 
     fn time_left(&self, step: u64) -> HumanDuration {
@@ -127,6 +127,9 @@ impl<W: Write> Observer for Progress<W> {
             }
             Event::Needs(needs) => needs_line(needs),
             Event::Traffic { step, traffic } if traffic.seconds >= TOLD => traffic_line(*step, traffic),
+            Event::Dry { step, grad_norm } => {
+                format!("step {step}: dry, nothing was updated; norm of all gradients {grad_norm}")
+            }
             Event::Traffic { .. } | Event::Saving | Event::Saved { .. } | Event::Memory { .. } => return Ok(()),
         };
         match self.terminal && !self.bar.is_hidden() {
@@ -146,9 +149,9 @@ impl<W: Write> Observer for Progress<W> {
             0 => String::new(),
             n => format!("; {n} steps skipped: something was not finite"),
         };
-        let rate = finish.tokens as f64 / finish.seconds.max(f64::MIN_POSITIVE);
+        let rate = rate(finish.tokens as f64 / finish.seconds.max(f64::MIN_POSITIVE));
         self.line(&format!(
-            "done: {} steps, {} tokens in {:.1} s ({rate:.0} tokens/s){skipped}",
+            "done: {} steps, {} tokens in {:.1} s ({rate} tokens/s){skipped}",
             finish.steps, finish.tokens, finish.seconds
         ))
     }
@@ -156,6 +159,11 @@ impl<W: Write> Observer for Progress<W> {
 
 /// Steps that take so many seconds have their traffic told.
 const TOLD: f64 = 2.0;
+
+/// Tokens a second: of few, the digits that tell them from none.
+fn rate(per_second: f64) -> String {
+    if per_second < 10.0 { format!("{per_second:.3}") } else { format!("{per_second:.0}") }
+}
 
 /// Bytes as a person reads them.
 fn bytes(n: u64) -> String {
@@ -195,6 +203,14 @@ fn traffic_line(step: u64, t: &Traffic) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dry_step_is_called_so() {
+        let mut out = Vec::new();
+        Progress::new(&mut out, false).event(&Event::Dry { step: 1, grad_norm: 2.5 }).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "step 1: dry, nothing was updated; norm of all gradients 2.5\n");
+        assert_eq!((rate(0.0117), rate(144.4)), ("0.012".into(), "144".into()));
+    }
 
     #[test]
     fn a_log_has_a_line_a_tenth() {

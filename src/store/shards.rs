@@ -98,8 +98,9 @@ impl Shards {
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
         let mut files = Vec::new();
         for (tensor, file) in &index.weight_map {
-            if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
-                return Err(content(format!("{file:?}, the file of {tensor}, is not a name in this folder")));
+            let strange = file.contains(char::is_control);
+            if strange || Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
+                return Err(content(format!("{file:?}, the file of {tensor:?}, is not a name in this folder")));
             }
             if !numbers.contains_key(file.as_str()) {
                 numbers.insert(file, files.len());
@@ -114,12 +115,12 @@ impl Shards {
         for (tensor, file) in &index.weight_map {
             let number = numbers[file.as_str()];
             let at = held.remove(&(tensor.as_str(), number));
-            let at = at.ok_or_else(|| content(format!("{tensor} should be in {file}, and is not")))?;
+            let at = at.ok_or_else(|| content(format!("{tensor:?} should be in {file}, and is not")))?;
             places.insert(tensor.clone(), (number, at));
         }
         if let Some((name, number)) = held.into_keys().next() {
             let path = files[number].path().display();
-            return Err(content(format!("{path} holds {name}, which should not be there")));
+            return Err(content(format!("{path} holds {name:?}, which should not be there")));
         }
         Ok(Shards { files, places })
     }

@@ -161,6 +161,9 @@ impl<'a> Session<'a> {
             let traffic = traffic(&stats, clock.elapsed().as_secs_f64());
             observer.event(&Event::Traffic { step: self.state.step, traffic })?;
         }
+        if self.config.dry_update {
+            observer.event(&Event::Dry { step: self.state.step, grad_norm: grad_norm.into() })?;
+        }
         let spike = if skipped { None } else { self.state.guard.judge(loss) };
         match (self.config.on_spike, spike) {
             (OnSpike::Ignore, _) | (_, None) => Ok(true),
