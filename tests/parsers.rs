@@ -366,6 +366,9 @@ fn index_of_prepared_data() {
     let data = &request.plan.data[0];
     let path = data.join("index.json");
     let (whole, index) = (fs::read(&path).unwrap(), index(data));
+    // A name that would break the line of an error: chance comes to it once in a hundred thousand mutants.
+    write_index(&path, &index.replace("00000.tokens", "00000.toke\\ns"));
+    assert!(!opens(&request), "a shard with a line break in its name is refused");
     attack("index of prepared data", &[index.as_bytes()], |bytes| {
         write_index(&path, &String::from_utf8_lossy(bytes));
         opens(&request)

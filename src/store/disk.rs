@@ -182,7 +182,7 @@ impl DiskStore {
         }
         let sides: &[Side] = if archive.in_place { &[Side::A] } else { &[Side::A, Side::B] };
         if manifest.is_none() {
-            expect_room(archive, &layout, sides.len() as u64)?;
+            expect_room(archive, lasting_bytes(tensors, arrays, archive.in_place))?;
         }
         let (mut volumes, mut files) = ([None, None], Vec::new());
         for &side in sides {
@@ -540,24 +540,21 @@ fn layout(tensors: &[Tensor], arrays: &[[Kept; ROLES]]) -> (Vec<FileLayout>, Vec
     (files, numbers)
 }
 
-/// Where the gradients of each tensor begin in their file; the last is its end. Where they do not wait, all groups but the
-/// first share a place.
+/// Where the gradients of each tensor begin in their file; the last is its end. Those that do not wait begin anew behind
+/// the others with each group.
 fn gradient_places(tensors: &[Tensor], wait: bool) -> Vec<u64> {
     let bytes = |t: &Tensor| (Format::F32.bytes(t.rows, t.cols) as u64).next_multiple_of(4096);
-    let shared: u64 = if wait { 0 } else { tensors.iter().filter(|t| t.group == 0).map(bytes).sum() };
-    let (mut ends, mut end): (HashMap<usize, u64>, u64) = (HashMap::new(), 0);
+    let waits = |t: &Tensor| wait || t.group == 0;
+    let behind: u64 = tensors.iter().filter(|t| waits(t)).map(bytes).sum();
+    // By group, all that wait as one.
+    let mut ends = HashMap::from([(0, 0)]);
     let mut places: Vec<u64> = Vec::with_capacity(tensors.len() + 1);
     for tensor in tensors {
-        let (group, first) = match wait {
-            true => (0, 0),
-            false => (tensor.group, if tensor.group == 0 { 0 } else { shared }),
-        };
-        let at = ends.entry(group).or_insert(first);
-        places.push(*at);
-        *at += bytes(tensor);
-        end = end.max(*at);
+        let end = ends.entry(if waits(tensor) { 0 } else { tensor.group }).or_insert(behind);
+        places.push(*end);
+        *end += bytes(tensor);
     }
-    places.push(end);
+    places.extend(ends.into_values().max());
     places
 }
 
@@ -566,14 +563,21 @@ pub fn gradient_bytes(tensors: &[Tensor], wait: bool) -> u64 {
     *gradient_places(tensors, wait).last().expect("an end")
 }
 
-fn expect_room(archive: &Archive, layout: &[FileLayout], places: u64) -> Result<()> {
+/// Bytes of what lasts on the disk, in its one place or two, and of the journal of the one.
+pub fn lasting_bytes(tensors: &[Tensor], arrays: &[[Kept; ROLES]], in_place: bool) -> u64 {
+    let (files, _) = layout(tensors, arrays);
+    let file = |file: &FileLayout| -> u64 { file.arrays.iter().map(Array::bytes).sum() };
+    let whole: u64 = files.iter().map(file).sum();
+    if !in_place {
+        return 2 * whole;
+    }
+    // A journal, and the one that is to take its place, each of a group of weights and of states.
+    whole + 2 * files.chunks(2).map(|pair| pair.iter().map(file).sum()).max().unwrap_or(0)
+}
+
+fn expect_room(archive: &Archive, lasting: u64) -> Result<()> {
     let Archive { folder, in_place, scratch_bytes, disk, dry, .. } = archive;
     disk.create_folder(folder).map_err(|source| WriteError { path: folder.clone(), source })?;
-    let file = |file: &FileLayout| -> u64 { file.arrays.iter().map(Array::bytes).sum() };
-    let arrays: u64 = layout.iter().map(file).sum();
-    // A journal, the one that is to take its place, each of a group of weights and of states.
-    let journal = 2 * layout.chunks(2).map(|pair| pair.iter().map(file).sum()).max().unwrap_or(0);
-    let lasting = arrays * places + if *in_place { journal } else { 0 };
     let needed = scratch_bytes + if *dry { 0 } else { lasting };
     let available = disk.available(folder).map_err(|source| ReadError { path: folder.clone(), source })?;
     let cure = if *in_place { "--param-dtype bf16, --optimizer adafactor or --clip layer" } else { "--in-place" };

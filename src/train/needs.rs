@@ -12,7 +12,7 @@ use crate::model::Recompute;
 use crate::model::{Gpt, Table};
 use crate::program::Matrix;
 use crate::report;
-use crate::store::disk::gradient_bytes;
+use crate::store::disk::{gradient_bytes, lasting_bytes};
 use crate::store::durable::{Disk, RealDisk};
 use crate::store::plan::{Kept, Need, Plan};
 use crate::store::role::{self, ROLES, Role};
@@ -134,7 +134,9 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
     };
     let disk = match setup.placement {
         Placement::Disk if setup.dry => scratch_bytes(setup, config.in_place),
-        Placement::Disk => lasting * if config.in_place { 1 } else { 2 } + scratch_bytes(setup, config.in_place),
+        Placement::Disk => {
+            lasting_bytes(&tensors, &plan.arrays, config.in_place) + scratch_bytes(setup, config.in_place)
+        }
         _ => 0,
     };
     let folder = nearest(&place(config));
