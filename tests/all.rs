@@ -47,6 +47,8 @@ mod program {
     pub mod matmul;
     mod quantize;
     mod residual_add;
+    mod rms_norm;
+    mod rotary;
     mod round;
     mod sgd;
 }

@@ -108,7 +108,7 @@ crate::params! {
 }
 
 /// Tiles of whole rows. On a software adapter a barrier costs more than a lane that reads a row alone.
-const ROW_VARIANTS: &[Variant] = &[
+pub(super) const ROW_VARIANTS: &[Variant] = &[
     Variant {
         name: "rows4x32",
         classes: &[Class::Gpu, Class::Native],
@@ -122,7 +122,7 @@ const ROW_VARIANTS: &[Variant] = &[
 ];
 
 /// Tiles of whole columns, as those of a column sum.
-const COLUMN_VARIANTS: &[Variant] = &[
+pub(super) const COLUMN_VARIANTS: &[Variant] = &[
     Variant {
         name: "quads4x64",
         classes: &[Class::Gpu, Class::Native],
@@ -217,7 +217,8 @@ fn row_bytes(variant: &Variant) -> u32 {
     variant.get("WG") * 32
 }
 
-fn row_groups(rows: u32, variant: &Variant) -> u32 {
+/// Tiles that cover `rows` rows.
+pub(super) fn row_groups(rows: u32, variant: &Variant) -> u32 {
     rows.div_ceil(variant.get("WG") / variant.get("LANES"))
 }
 

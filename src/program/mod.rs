@@ -19,6 +19,8 @@ pub mod matmul;
 pub mod matrix;
 pub mod quantize;
 pub mod residual_add;
+pub mod rms_norm;
+pub mod rotary;
 pub mod round;
 pub mod schedule;
 pub mod sgd;
@@ -110,7 +112,9 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(initial::PROGRAMS);
     all.extend(embedding::PROGRAMS);
     all.extend(layer_norm::PROGRAMS);
+    all.extend(rms_norm::PROGRAMS);
     all.extend(matmul::PROGRAMS);
+    all.extend(rotary::PROGRAMS);
     all.extend(attention::PROGRAMS);
     all.extend(gelu::PROGRAMS);
     all.extend(residual_add::PROGRAMS);

@@ -5,6 +5,7 @@ use super::{BackwardParams, ForwardParams, GainParams, Row, row_at};
 use crate::device::Args;
 use crate::program::column_sum::reduce_columns;
 use crate::program::matrix::Rows;
+use crate::program::vector::chains;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 
 /// Rows of one block of the host kernels.
@@ -139,38 +140,6 @@ impl Through {
     fn at(&self, x: f32, gain: f32, dy: f32) -> f32 {
         self.rstd * (x - self.mean).mul_add(-self.tilt, gain.mul_add(dy, -self.plain))
     }
-}
-
-/// Two sums over the columns of three rows of one length, in 32 interleaved chains that meet in a tree: the order is
-/// the same whatever the vectors of the machine are.
-#[inline(always)]
-fn chains(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f32; 2] {
-    const CHAINS: usize = 32;
-    let (mut first, mut second) = ([0.0f32; CHAINS], [0.0f32; CHAINS]);
-    let (a, a_rest) = a.as_chunks::<CHAINS>();
-    let (b, b_rest) = b.as_chunks::<CHAINS>();
-    let (c, c_rest) = c.as_chunks::<CHAINS>();
-    for ((a, b), c) in a.iter().zip(b).zip(c) {
-        for i in 0..CHAINS {
-            let [one, other] = terms(a[i], b[i], c[i]);
-            first[i] += one;
-            second[i] += other;
-        }
-    }
-    for (i, ((&a, &b), &c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
-        let [one, other] = terms(a, b, c);
-        first[i] += one;
-        second[i] += other;
-    }
-    let mut half = CHAINS / 2;
-    while half > 0 {
-        for i in 0..half {
-            first[i] += first[i + half];
-            second[i] += second[i + half];
-        }
-        half /= 2;
-    }
-    [first[0], second[0]]
 }
 
 pub(super) fn gain_backward(args: &mut Args<'_, f32>) {
