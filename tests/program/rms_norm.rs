@@ -26,7 +26,7 @@ fn bound_is_tight() {
     }
 }
 
-/// Normal values that are multiples of 1/1024, so that steps of 1/256 from them are exact in f32.
+/// Normal values that are multiples of 1/1024, so that steps of as much from them are exact in f32.
 fn normal(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|i| (1024.0 * initial::normal(seed, i as u64)).round() as f32 / 1024.0).collect()
 }
@@ -78,11 +78,14 @@ fn gradients_agree_with_central_differences() {
         let inputs = [normal(len, 1), normal(cols, 2)];
         let (cotangent, residual) = (normal(len, 4), normal(len, 5));
         let got = gradients(&oracle, shape, &inputs, &cotangent, Some(&residual));
-        let step = 1.0f32 / 256.0;
-        // Differences of the fourth order: the truncation is step^4 / 30 times a fifth derivative, for which 1024 times
-        // the largest gradient is room enough at roots near 1.
+        let step = 1.0f32 / 1024.0;
+        // Differences of the fourth order: the truncation is step^4 / 30 times a fifth derivative. A root is a function
+        // of x over its own scale, so four more derivatives bring a root each; beside them 1024 times the largest
+        // gradient is room enough.
         let largest = got.iter().flatten().map(|g| g.abs()).fold(1.0, f64::max);
-        let allowed = f64::from(step).powi(4) / 30.0 * 1024.0 * largest;
+        let root = |x: &[f32]| (x.len() as f64 / x.iter().map(|&x| f64::from(x * x)).sum::<f64>()).sqrt();
+        let steepest = inputs[0].chunks(cols).map(root).fold(1.0, f64::max);
+        let allowed = (f64::from(step) * steepest).powi(4) / 30.0 * 1024.0 * largest;
         for which in 0..2 {
             for at in 0..inputs[which].len() {
                 let moved = |steps: f32| {
