@@ -1,4 +1,5 @@
 // Initial parameters: a tile owns WG * QUADS vec4 elements of a panel; each is a pure function of its index.
+// The words of a block come from shaders/philox.wgsl, which stands before this file.
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/initial.rs.
 
 // Which columns of the quad that starts at a column hold values, not padding.
@@ -7,27 +8,6 @@ fn live(column: u32) -> vec4<bool> {
 }
 
 //# entry initial_normal
-
-// The high word of a product: WGSL has no 64-bit integers.
-fn mul_high(a: u32, b: u32) -> u32 {
-    let low = (a & 0xffffu) * (b & 0xffffu);
-    let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-    let carry = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
-    return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (carry >> 16u);
-}
-
-// Philox4x32-10.
-fn philox(block_low: u32, block_high: u32) -> vec4<u32> {
-    var c = vec4<u32>(block_low, block_high, p.tensor, 0u);
-    var key = vec2<u32>(p.seed_low, p.seed_high);
-    for (var round = 0u; round < 10u; round++) {
-        let a = mul_high(c.x, 0xD2511F53u);
-        let b = mul_high(c.z, 0xCD9E8D57u);
-        c = vec4<u32>(b ^ c.y ^ key.x, c.z * 0xCD9E8D57u, a ^ c.w ^ key.y, c.x * 0xD2511F53u);
-        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
-    }
-    return c;
-}
 
 fn quantile(word: u32) -> f32 {
     return bitcast<f32>(bitcast<u32>(table[word >> 20u]) | (word << 31u)) * p.deviation;
@@ -44,21 +24,7 @@ fn initial_normal(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups
             let local = row * p.cols + column;
             let low = p.first_low + local;
             let high = p.first_high + select(0u, 1u, low < local);
-            // Four elements lie in one block of random words, or in two where the row does not begin with a block.
-            var words = philox((low >> 2u) | (high << 30u), high >> 2u);
-            let shift = low & 3u;
-            if (shift != 0u) {
-                let next_low = low + 4u;
-                let next_high = high + select(0u, 1u, next_low < low);
-                let next = philox((next_low >> 2u) | (next_high << 30u), next_high >> 2u);
-                if (shift == 1u) {
-                    words = vec4<u32>(words.yzw, next.x);
-                } else if (shift == 2u) {
-                    words = vec4<u32>(words.zw, next.xy);
-                } else {
-                    words = vec4<u32>(words.w, next.xyz);
-                }
-            }
+            let words = philox_quad(low, high, p.tensor, 0u, vec2<u32>(p.seed_low, p.seed_high));
             let values = vec4<f32>(quantile(words.x), quantile(words.y), quantile(words.z), quantile(words.w));
             panel[p.offset + i] = select(vec4<f32>(0.0), values, live(column));
         }

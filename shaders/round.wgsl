@@ -1,4 +1,5 @@
 // Rounds f32 to values of bf16, on the bits: a tile owns WG * PIECES pieces of eight elements; nothing crosses tiles.
+// Philox comes from shaders/philox.wgsl, which stands before this file.
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/round.rs.
 
 const INFINITY_BITS: vec4<u32> = vec4<u32>(0x7f800000u);
@@ -34,25 +35,9 @@ fn round_nearest(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups)
 
 //# entry round_stochastic
 
-// The high word of a product: WGSL has no 64-bit integers.
-fn mul_high(a: u32, b: u32) -> u32 {
-    let low = (a & 0xffffu) * (b & 0xffffu);
-    let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-    let carry = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
-    return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (carry >> 16u);
-}
-
-// Philox4x32-10 of a block of eight elements.
-fn philox(block_low: u32, block_high: u32) -> vec4<u32> {
-    var c = vec4<u32>(block_low, p.step_low, p.stream, p.tag | (block_high << 8u));
-    var key = vec2<u32>(p.seed_low, p.seed_high);
-    for (var round = 0u; round < 10u; round++) {
-        let a = mul_high(c.x, 0xD2511F53u);
-        let b = mul_high(c.z, 0xCD9E8D57u);
-        c = vec4<u32>(b ^ c.y ^ key.x, c.z * 0xCD9E8D57u, a ^ c.w ^ key.y, c.x * 0xD2511F53u);
-        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
-    }
-    return c;
+// Random words of a block of eight elements.
+fn random(block_low: u32, block_high: u32) -> vec4<u32> {
+    return philox(vec4<u32>(block_low, p.step_low, p.stream, p.tag | (block_high << 8u)), vec2<u32>(p.seed_low, p.seed_high));
 }
 
 // Sixteen bits for one of the sixteen elements of two neighbouring blocks.
@@ -79,13 +64,13 @@ fn round_stochastic(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgrou
             let low = p.first_low + local;
             let high = p.first_high + select(0u, 1u, low < local);
             // Eight elements lie in one block of random words, or in two where the row does not begin with a block.
-            let first = philox((low >> 3u) | (high << 29u), high >> 3u);
+            let first = random((low >> 3u) | (high << 29u), high >> 3u);
             var second = first;
             let k = low & 7u;
             if (k != 0u) {
                 let next_low = low + 8u;
                 let next_high = high + select(0u, 1u, next_low < low);
-                second = philox((next_low >> 3u) | (next_high << 29u), next_high >> 3u);
+                second = random((next_low >> 3u) | (next_high << 29u), next_high >> 3u);
             }
             let left = vec4<u32>(part(first, second, k), part(first, second, k + 1u), part(first, second, k + 2u), part(first, second, k + 3u));
             let right = vec4<u32>(part(first, second, k + 4u), part(first, second, k + 5u), part(first, second, k + 6u), part(first, second, k + 7u));

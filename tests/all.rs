@@ -34,17 +34,19 @@ mod runs {
 }
 
 mod program {
+    mod activation;
     mod adafactor;
     mod adamw;
     pub mod attention;
     mod column_sum;
     mod cross_entropy;
+    mod dropout;
     mod embedding;
-    mod gelu;
     mod grad_norm;
     mod initial;
     mod layer_norm;
     pub mod matmul;
+    mod philox;
     mod quantize;
     mod residual_add;
     mod rms_norm;

@@ -4,7 +4,7 @@ use crate::rig;
 use gaufre::device::Device;
 use gaufre::program::check::{self, Fault, Truth};
 use gaufre::program::schedule::Fabric;
-use gaufre::program::{Case, Program, all, gelu};
+use gaufre::program::{Case, Program, activation, all};
 use gaufre::train::conformance::{self, Gradients, Part, Row, compare_step, same_bits, tiny};
 
 /// A training step that no device runs: smooth values, with the rounding of f32 everywhere but on the oracle.
@@ -41,23 +41,23 @@ fn every_planted_fault_is_caught_on_host() {
 #[test]
 fn a_fault_in_wgsl_is_caught_on_an_adapter() {
     let Some(device) = rig::adapter("canary") else { return };
-    let (text, wrong) = gelu::FORWARD.fault;
-    let kernel = gelu::FORWARD.kernel.copy();
+    let (text, wrong) = activation::FORWARD.fault;
+    let kernel = activation::FORWARD.kernel.copy();
     let wgsl = Box::leak(kernel.wgsl.replace(text, wrong).into_boxed_str());
     let edited = Box::leak(Box::new(gaufre::device::Kernel { wgsl, ..kernel }));
-    let truth = Truth::of(&gelu::FORWARD, 1).expect("the oracle runs anywhere");
+    let truth = Truth::of(&activation::FORWARD, 1).expect("the oracle runs anywhere");
     assert!(truth.catches(edited, &device, None).expect("the edit compiles").is_some());
-    assert!(truth.catches(&gelu::FORWARD.kernel, &device, None).expect("it runs").is_none());
-    assert!(truth.catches(&gelu::FORWARD.kernel, &device, Some(&Fault::Idle)).expect("it runs").is_some());
+    assert!(truth.catches(&activation::FORWARD.kernel, &device, None).expect("it runs").is_none());
+    assert!(truth.catches(&activation::FORWARD.kernel, &device, Some(&Fault::Idle)).expect("it runs").is_some());
 }
 
 #[test]
 fn a_variant_that_no_case_runs_in_fails() {
     let program: &'static Program = Box::leak(Box::new(Program {
-        kernel: gelu::FORWARD.kernel.copy(),
-        bound: gelu::FORWARD.bound,
+        kernel: activation::FORWARD.kernel.copy(),
+        bound: activation::FORWARD.bound,
         cases: || {
-            (gelu::FORWARD.cases)()
+            (activation::FORWARD.cases)()
                 .into_iter()
                 .map(|case| {
                     let Case { label, fills, launch } = case;
@@ -65,7 +65,7 @@ fn a_variant_that_no_case_runs_in_fails() {
                 })
                 .collect()
         },
-        fault: gelu::FORWARD.fault,
+        fault: activation::FORWARD.fault,
     }));
     let reports = check::run(program, &rig::host(), 1).expect("the host runs it");
     assert!(!reports.is_empty());

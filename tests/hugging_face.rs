@@ -234,7 +234,7 @@ fn what_does_not_fit_is_refused_by_name() {
             &["lm_head.weight", "wte.weight"],
         ),
         ("other family", &|m| m.config = m.config.replace("gpt2", "llama"), &["model_type", "llama"]),
-        ("other function", &|m| m.config = m.config.replace("gelu_new", "relu"), &["activation_function", "relu"]),
+        ("other function", &|m| m.config = m.config.replace("gelu_new", "mish"), &["activation_function", "mish"]),
         ("other width", &|m| m.config = m.config.replace("12", "24"), &["wte.weight", "[259, 24]"]),
         ("no configuration", &|m| m.config.truncate(20), &["config.json"]),
     ];

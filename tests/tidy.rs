@@ -44,10 +44,10 @@ macro_rules! rules {
 
 rules! {
     no_upward_arrow: "src/device/mod.rs" = "//! x\nuse crate::program::Matrix;";
-    no_upward_arrow_in_a_group: "src/program/gelu.rs" = "use crate::{device::Device, train::{self}};";
+    no_upward_arrow_in_a_group: "src/program/activation.rs" = "use crate::{device::Device, train::{self}};";
     no_upward_arrow_through_super: "src/store/panel.rs" = "use super::super::model::Table;";
     only_known_layers: "src/magic/mod.rs" = "//! x";
-    only_the_device_names_the_driver: "src/program/gelu.rs" = "use wgpu::Device;";
+    only_the_device_names_the_driver: "src/program/activation.rs" = "use wgpu::Device;";
     programs_have_shader_and_test: "src/program/lonely.rs" = "wgsl: include_str!(\"../../shaders/lonely.wgsl\"),";
     programs_share_their_stem: "src/program/a.rs" = "include_str!(\"../../shaders/b.wgsl\")",
         "shaders/b.wgsl" = "", "tests/program/a.rs" = "", "tests/program/b.rs" = "";
@@ -286,8 +286,8 @@ fn declarations_are_whole() {
         }
         assert_eq!(fault_offence(kernel, program.fault), None, "{name}");
     }
-    let gelu = all().into_iter().find(|p| p.kernel.name == "gelu_forward").expect("the exemplar");
-    assert!(fault_offence(&gelu.kernel, ("no such text", "x")).is_some(), "the rule finds a fault that is nowhere");
+    let exemplar = all().into_iter().find(|p| p.kernel.name == "activation_forward").expect("the exemplar");
+    assert!(fault_offence(&exemplar.kernel, ("no such text", "x")).is_some(), "the rule finds a fault that is nowhere");
 }
 
 /// What is wrong with a planted fault: it must be an edit of text that the kernel compiles.

@@ -173,7 +173,7 @@ fn activations_are_counted_exactly() {
 fn gradients_are_those_of_the_loss() {
     let oracle = Device::oracle().unwrap();
     for bias in [true, false] {
-        let config = Config { activation: gaufre::program::gelu::Form::Tanh, ..model(2, 12, bias) };
+        let config = Config { activation: gaufre::program::activation::Form::Tanh, ..model(2, 12, bias) };
         let mut trainer = Trainer::new(oracle.clone(), setup(config)).unwrap();
         // Gains and biases off 1 and 0: there some terms of the gradient vanish.
         let tensors = trainer.store().tensors().len();

@@ -49,9 +49,9 @@ pub struct LayerActivations {
     pub middle: Matrix,
     /// Output of the second norm, and its statistics.
     pub norm_2: (Matrix, Matrix),
-    /// Input of GELU: `[rows, 4 d]`.
+    /// Input of the activation: `[rows, 4 d]`.
     pub up: Matrix,
-    /// Output of GELU; the backward pass puts the gradient of `up` here.
+    /// Output of the activation; the backward pass puts the gradient of `up` here.
     pub activated: Matrix,
 }
 
@@ -61,7 +61,7 @@ pub struct Gradients {
     pub middle: Matrix,
     /// Gradient of a norm's output, or of attention's; in the forward pass, what joins the residual stream.
     pub narrow: Matrix,
-    /// Gradient of GELU's output: `[rows, 4 d]`.
+    /// Gradient of the activation's output: `[rows, 4 d]`.
     pub wide: Matrix,
     /// Gradient of queries, keys and values.
     pub qkv: Matrix,
@@ -162,7 +162,7 @@ impl Activations {
             gradients: Gradients {
                 middle: wide("gradient of middle", d)?,
                 narrow: wide("gradient of a norm", d)?,
-                wide: wide("gradient of gelu", 4 * d)?,
+                wide: wide("gradient of activation", 4 * d)?,
                 qkv: wide("gradient of qkv", 3 * d)?,
                 delta: per_head("attention delta")?,
             },

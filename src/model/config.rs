@@ -3,7 +3,7 @@
 //! A [`Config`] that exists is possible: every constraint (heads divide the width, no zero, no overflow) is checked when
 //! it is read. It knows numbers and names; it must never know a device, a store or a path.
 
-use crate::program::gelu::Form;
+use crate::program::activation::Form;
 
 /// Configuration of a GPT-2 family model: learned positions, pre-norm blocks, tied head.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -26,7 +26,7 @@ pub struct Config {
     /// Biases in linear layers and norms (GPT-2), or none (nanoGPT's variant).
     #[serde(default = "yes")]
     pub bias: bool,
-    /// Which GELU.
+    /// The function between the two linear layers of a block.
     #[serde(default = "tanh")]
     pub activation: Form,
     /// Epsilon of the norms.

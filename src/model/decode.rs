@@ -10,7 +10,7 @@ use super::table::{LayerRows, Table};
 use crate::device::{Buffer, Device, Elem, Transfer};
 use crate::program::matmul::{self, Form, Matmul};
 use crate::program::schedule::Fabric;
-use crate::program::{Matrix, attention, gelu, residual_add};
+use crate::program::{Matrix, activation, attention, residual_add};
 use crate::store::{Result, Store};
 
 /// A sequence being extended: the cache of every layer, and the buffers of a pass.
@@ -126,7 +126,7 @@ impl Decoder {
         residual_add::run(device, x, joins, &middle)?;
         linear::norm(fabric, store, rows.norm_2, eps, &middle, &norm, &kept(&self.kept.norm_2.1))?;
         linear::forward(fabric, store, rows.up, &norm, &up)?;
-        gelu::forward(device, self.config.activation, &up, &activated)?;
+        activation::forward(device, self.config.activation, &up, &activated)?;
         linear::forward(fabric, store, rows.down, &activated, joins)?;
         residual_add::run(device, &middle, joins, y)?;
         Ok(())

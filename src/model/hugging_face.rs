@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::config::{Config, INITIALIZER_RANGE, ModelError};
 use super::table::{Parameter, Table};
-use crate::program::gelu::Form;
+use crate::program::activation::Form;
 
 /// What checkpoints of the whole model write before the names of the table; those of the bare transformer do not.
 const PREFIX: &str = "transformer.";
@@ -100,7 +100,12 @@ pub fn read_config(name: &str, text: &str) -> Result<Config, ModelError> {
     let activation = match fields.activation_function.as_str() {
         "gelu_new" | "gelu_pytorch_tanh" => Form::Tanh,
         "gelu" => Form::Erf,
-        other => return refuse("activation_function", format!("{other:?}"), "only gelu_new and gelu can be read"),
+        "silu" | "swish" => Form::Silu,
+        "relu" => Form::Relu,
+        other => {
+            let cure = "only gelu_new, gelu, silu and relu can be read";
+            return refuse("activation_function", format!("{other:?}"), cure);
+        }
     };
     if fields.vocab_size == 0 {
         return refuse("vocab_size", "0".into(), "a model has tokens");
@@ -122,6 +127,16 @@ pub fn read_config(name: &str, text: &str) -> Result<Config, ModelError> {
     Ok(config)
 }
 
+/// What Hugging Face calls a form.
+fn function_name(form: Form) -> &'static str {
+    match form {
+        Form::Tanh => "gelu_new",
+        Form::Erf => "gelu",
+        Form::Silu => "silu",
+        Form::Relu => "relu",
+    }
+}
+
 /// The `config.json` of a model. `dtype` is the name of the element type in PyTorch.
 ///
 /// Dropout is 0, as in training here. A model without biases is described with biases, all of them 0.
@@ -131,7 +146,7 @@ pub fn write_config(config: &Config, dtype: &str) -> String {
     let fields = serde_json::json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": match config.activation { Form::Tanh => "gelu_new", Form::Erf => "gelu" },
+        "activation_function": function_name(config.activation),
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
@@ -225,10 +240,11 @@ mod tests {
 
     #[test]
     fn a_config_and_back_is_the_same() {
-        let erf = Config { activation: Form::Erf, norm_eps: 1e-6, initializer_range: 0.07, ..config() };
-        for c in [config(), erf] {
+        for activation in Form::ALL {
+            let c = Config { activation, norm_eps: 1e-6, initializer_range: 0.07, ..config() };
             assert_eq!(read_config("tiny", &write_config(&c, "float32")).unwrap(), c);
         }
+        assert_eq!(read_config("tiny", &write_config(&config(), "float32")).unwrap(), config());
     }
 
     #[test]
@@ -244,7 +260,7 @@ mod tests {
             ("pruned_heads", r#"{"0":[1]}"#),
             ("quantization_config", "{}"),
             ("n_inner", "100"),
-            ("activation_function", r#""relu""#),
+            ("activation_function", r#""quick_gelu""#),
             ("vocab_size", "0"),
         ] {
             let model = if field == "model_type" { "" } else { r#""model_type":"gpt2","# };

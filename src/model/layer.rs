@@ -1,5 +1,6 @@
 //! One transformer block, forward and backward face to face: `m = x + out(attention(norm_1(x)))`,
-//! `y = m + down(gelu(up(norm_2(m))))`. It must never know which block of the model it is, beyond its rows of the table.
+//! `y = m + down(activation(up(norm_2(m))))`. It must never know which block of the model it is, beyond its rows of the
+//! table.
 
 use super::activations::{Activations, LayerActivations, Shape};
 use super::config::Config;
@@ -7,7 +8,7 @@ use super::linear::{self, Completion, NormGradient};
 use super::table::LayerRows;
 use crate::program::attention::{self, Attention};
 use crate::program::schedule::Fabric;
-use crate::program::{Matrix, gelu, residual_add};
+use crate::program::{Matrix, activation, residual_add};
 use crate::store::{Result, Store};
 
 /// What the passes of a block have in common.
@@ -39,7 +40,7 @@ impl Block<'_> {
         residual_add::run(device, &self.x, joins, &kept.middle)?;
         linear::norm(fabric, store, rows.norm_2, eps, &kept.middle, &kept.norm_2.0, &kept.norm_2.1)?;
         linear::forward(fabric, store, rows.up, &kept.norm_2.0, &kept.up)?;
-        gelu::forward(device, self.config.activation, &kept.up, &kept.activated)?;
+        activation::forward(device, self.config.activation, &kept.up, &kept.activated)?;
         if let Some(y) = y {
             linear::forward(fabric, store, rows.down, &kept.activated, joins)?;
             residual_add::run(device, &kept.middle, joins, y)?;
@@ -52,9 +53,9 @@ impl Block<'_> {
         let (rows, kept, g) = (self.rows, self.kept, &self.all.gradients);
         linear::backward_input(fabric, store, rows.down, dx, &g.wide)?;
         linear::backward_weight(fabric, store, rows.down, &kept.activated, dx, done)?;
-        // GELU's output has served: its buffer takes the gradient of GELU's input.
+        // The activation's output has served: its buffer takes the gradient of the activation's input.
         let d_up = &kept.activated;
-        gelu::backward(fabric.device(), self.config.activation, &kept.up, &g.wide, d_up)?;
+        activation::backward(fabric.device(), self.config.activation, &kept.up, &g.wide, d_up)?;
         linear::backward_input(fabric, store, rows.up, d_up, &g.narrow)?;
         linear::backward_weight(fabric, store, rows.up, &kept.norm_2.0, d_up, done)?;
         let norm_2 =

@@ -1,10 +1,10 @@
 //! Initial parameters as a pure function of (seed, tensor, index): the same bits on every device, so that a tensor that
 //! was never updated needs no bytes anywhere.
 //!
-//! Random bits are Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011),
-//! all integer. A normal value is a table entry (a quantile of the normal distribution) times the standard deviation.
-//! Both factors are rounded to 12 significant bits, so the product is exact in f32 whatever an adapter's rounding. The
-//! table has 4096 entries of either sign, is scaled to variance 1 and ends at 3.8 standard deviations.
+//! Random bits are those of [`philox`](super::philox), all integer. A normal value is a table entry (a quantile of the
+//! normal distribution) times the standard deviation. Both factors are rounded to 12 significant bits, so the product is
+//! exact in f32 whatever an adapter's rounding. The table has 4096 entries of either sign, is scaled to variance 1 and ends
+//! at 3.8 standard deviations.
 //!
 //! It knows tensors by number only; which tensor starts how is the model's business.
 
@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
+use super::philox::{PARAMETERS, WORDS, aligned, key, philox, philox_lanes, with_philox};
 use super::{Case, Fill, Matrix, Program, launch, vector};
 use crate::device::{ALL_CLASSES, Args, Device, Elem, Kernel, Lane, Real, Result, Variant, read, write};
 
@@ -92,7 +93,7 @@ pub static PROGRAMS: [&Program; 2] = [&NORMAL, &FILL];
 pub static NORMAL: Program = Program {
     kernel: Kernel {
         name: "initial_normal",
-        wgsl: include_str!("../../shaders/initial.wgsl"),
+        wgsl: with_philox!("../../shaders/initial.wgsl"),
         bindings: &[read("table", Lane::F32), write("panel", Lane::Vec4)],
         params: NormalParams::FIELDS,
         variants: VARIANTS,
@@ -110,7 +111,7 @@ pub static NORMAL: Program = Program {
 pub static FILL: Program = Program {
     kernel: Kernel {
         name: "initial_fill",
-        wgsl: include_str!("../../shaders/initial.wgsl"),
+        wgsl: with_philox!("../../shaders/initial.wgsl"),
         bindings: &[write("panel", Lane::Vec4)],
         params: FillParams::FIELDS,
         variants: VARIANTS,
@@ -189,11 +190,6 @@ pub fn normal(seed: u64, index: u64) -> f64 {
 pub const TABLE_BYTES: usize = 4 * ENTRIES;
 const ENTRIES: usize = 4096;
 
-/// The last word of the counter keeps parameters and other streams of one seed apart; [`round`](super::round) has those
-/// whose low byte is 2.
-const PARAMETERS: u32 = 0;
-const WORDS: u32 = 1;
-
 /// Quantiles of the half normal distribution at the middles of equal parts, scaled to variance 1 and rounded to 12
 /// significant bits. From `libm`, which computes the same on every machine; a test holds the bits.
 static QUANTILES: LazyLock<Vec<f32>> = LazyLock::new(|| {
@@ -224,33 +220,8 @@ fn quantile(table: &[f32], word: u32) -> f32 {
     f32::from_bits(table[(word >> 20) as usize].to_bits() | (word << 31))
 }
 
-fn key(seed: u64) -> [u32; 2] {
-    [seed as u32, (seed >> 32) as u32]
-}
-
 fn counter(block: u64, tensor: u32) -> [u32; 4] {
     [block as u32, (block >> 32) as u32, tensor, PARAMETERS]
-}
-
-/// Philox4x32-10: four random words for a counter and a key.
-pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    philox_lanes(counter.map(|c| [c]), key).map(|[c]| c)
-}
-
-/// The same for `N` counters side by side.
-#[inline(always)]
-pub(super) fn philox_lanes<const N: usize>(mut c: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
-    for _ in 0..10 {
-        let [c0, c1, c2, c3] = &mut c;
-        for (((c0, c1), c2), c3) in c0.iter_mut().zip(c1).zip(c2).zip(c3) {
-            let a = u64::from(*c0) * 0xD251_1F53;
-            let b = u64::from(*c2) * 0xCD9E_8D57;
-            let (x, y) = ((b >> 32) as u32 ^ *c1 ^ key[0], (a >> 32) as u32 ^ *c3 ^ key[1]);
-            (*c0, *c1, *c2, *c3) = (x, b as u32, y, a as u32);
-        }
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    c
 }
 
 fn groups(quads: u32, variant: &Variant) -> u32 {
@@ -313,24 +284,16 @@ fn normal_host(args: &mut Args<'_, f32>) {
     panel.par_chunks_mut(stride).enumerate().for_each(|(r, row)| {
         row[cols..].fill(0.0);
         let first = p.first() + (r * cols) as u64;
-        // A run of 4 * LANES elements that begins with a block of four; what stands before and after goes one by one.
-        let head = (first.wrapping_neg() % 4).min(cols as u64) as usize;
-        let (head, rest) = row[..cols].split_at_mut(head);
-        for (i, x) in (first..).zip(head.iter_mut()) {
-            *x = p.value(table, i);
-        }
-        let first = first + head.len() as u64;
-        let (runs, tail) = rest.as_chunks_mut::<{ 4 * LANES }>();
-        let done = first + (4 * LANES * runs.len()) as u64;
+        let ([(start, head), (end, tail)], (block, runs)) = aligned::<4, { 4 * LANES }>(first, &mut row[..cols]);
         vector::dispatch(
             #[inline(always)]
             || {
                 for (run, out) in runs.iter_mut().enumerate() {
-                    normal_run(&p, table, first / 4 + (run * LANES) as u64, out);
+                    normal_run(&p, table, block + (run * LANES) as u64, out);
                 }
             },
         );
-        for (i, x) in (done..).zip(tail) {
+        for (i, x) in (start..).zip(head).chain((end..).zip(tail)) {
             *x = p.value(table, i);
         }
     });

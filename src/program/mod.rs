@@ -4,19 +4,21 @@
 //! A [`Program`] is a [`Kernel`] (what a device runs) with what proves it: the error bound of each output element and the
 //! cases it is checked on. This layer knows matrices and formulas; it must never know a model, a store or a clock.
 
+pub mod activation;
 pub mod adafactor;
 pub mod adamw;
 pub mod attention;
 pub mod check;
 pub mod column_sum;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
-pub mod gelu;
 pub mod grad_norm;
 pub mod initial;
 pub mod layer_norm;
 pub mod matmul;
 pub mod matrix;
+pub mod philox;
 pub mod quantize;
 pub mod residual_add;
 pub mod rms_norm;
@@ -116,7 +118,8 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(matmul::PROGRAMS);
     all.extend(rotary::PROGRAMS);
     all.extend(attention::PROGRAMS);
-    all.extend(gelu::PROGRAMS);
+    all.extend(activation::PROGRAMS);
+    all.extend(dropout::PROGRAMS);
     all.extend(residual_add::PROGRAMS);
     all.extend(cross_entropy::PROGRAMS);
     all.extend(column_sum::PROGRAMS);

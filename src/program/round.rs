@@ -6,14 +6,14 @@
 //! ```
 //!
 //! The random bits of an element are a pure function of (seed, step, stream, index in its whole tensor): Philox4x32-10
-//! (see [`initial`](super::initial)) gives the bits of eight neighbours at once, so neither the cut into panels nor the
+//! (see [`philox`](super::philox)) gives the bits of eight neighbours at once, so neither the cut into panels nor the
 //! number of threads changes a bit. What bf16 holds already stays as it is; NaN stays NaN (quiet), infinity infinity. Where
 //! rounding to the nearest leaves the range the result is infinite, as of any conversion; stochastic rounding stops at the
 //! largest finite value. It must never know whether a panel is a weight or a moment: the stream says which.
 
 use rayon::prelude::*;
 
-use super::initial::{philox, philox_lanes};
+use super::philox::{ROUNDING, aligned, philox, philox_lanes, with_philox};
 use super::{Case, Fill, Matrix, Program, launch, vector};
 use crate::device::{ALL_CLASSES, Args, Device, DeviceError, Kernel, Lane, Real, Result, Variant, write};
 
@@ -46,9 +46,6 @@ const STEPS_MAX: u64 = 1 << 48;
 
 /// Elements that share one block of random words, sixteen bits each.
 const BLOCK: usize = 8;
-
-/// Low byte of the last word of the counter: no other stream of a seed has it (see [`initial`](super::initial)).
-const ROUNDING: u32 = 2;
 
 crate::params! {
     /// Parameters of the kernel that rounds to the nearest.
@@ -98,7 +95,7 @@ pub static PROGRAMS: [&Program; 2] = [&NEAREST, &STOCHASTIC];
 pub static NEAREST: Program = Program {
     kernel: Kernel {
         name: "round_nearest",
-        wgsl: include_str!("../../shaders/round.wgsl"),
+        wgsl: with_philox!("../../shaders/round.wgsl"),
         bindings: &[write("panel", Lane::Vec4)],
         params: NearestParams::FIELDS,
         variants: VARIANTS,
@@ -116,7 +113,7 @@ pub static NEAREST: Program = Program {
 pub static STOCHASTIC: Program = Program {
     kernel: Kernel {
         name: "round_stochastic",
-        wgsl: include_str!("../../shaders/round.wgsl"),
+        wgsl: with_philox!("../../shaders/round.wgsl"),
         bindings: &[write("panel", Lane::Vec4)],
         params: StochasticParams::FIELDS,
         variants: VARIANTS,
@@ -275,17 +272,13 @@ fn stochastic_lanes(p: &StochasticParams, block: u64, out: &mut [f32; LANE_ELEME
 /// A run of elements that begins at `first`: whole groups of lanes where blocks begin with them, else block by block.
 #[inline(always)]
 fn stochastic_run(p: &StochasticParams, first: u64, run: &mut [f32]) {
-    let head = (first.wrapping_neg() % BLOCK as u64).min(run.len() as u64) as usize;
-    let (head, rest) = run.split_at_mut(head);
-    stochastic_block(p, first, head);
-    let first = first + head.len() as u64;
-    let (groups, tail) = rest.as_chunks_mut::<LANE_ELEMENTS>();
-    let done = first + (LANE_ELEMENTS * groups.len()) as u64;
+    let ([(start, head), (end, tail)], (block, groups)) = aligned::<BLOCK, LANE_ELEMENTS>(first, run);
+    stochastic_block(p, start, head);
     for (i, group) in groups.iter_mut().enumerate() {
-        stochastic_lanes(p, first / BLOCK as u64 + (i * LANES) as u64, group);
+        stochastic_lanes(p, block + (i * LANES) as u64, group);
     }
     for (i, block) in tail.chunks_mut(BLOCK).enumerate() {
-        stochastic_block(p, done + (i * BLOCK) as u64, block);
+        stochastic_block(p, end + (i * BLOCK) as u64, block);
     }
 }
 
