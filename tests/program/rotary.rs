@@ -62,7 +62,7 @@ fn pairs(shape: &Rotary) -> Vec<(usize, usize)> {
         Layout::Halves => (i, i + half),
         Layout::Interleaved => (2 * i, 2 * i + 1),
     };
-    let of_head = |head: usize| (0..half).map(move |i| pair(i)).map(move |(a, b)| (head + a, head + b));
+    let of_head = |head: usize| (0..half).map(&pair).map(move |(a, b)| (head + a, head + b));
     (0..shape.heads).flat_map(|head| of_head(head * shape.head_size)).collect()
 }
 
