@@ -7,6 +7,8 @@
 // Received rows past the last live one repeat it with weight zero: memory beyond is never read.
 
 const LOWEST: f32 = -3.0e38;
+const CAUSAL: u32 = 1u;
+const INBOX: u32 = 2u;
 
 var<workgroup> acc: array<f32, ${HEAD*ROWS}>;
 //# if STAGED
@@ -24,9 +26,19 @@ fn tile_of(group: u32) -> Tile {
     return Tile(i / p.own_blocks, i % p.own_blocks, p.first_col + group % p.width);
 }
 
+fn causal() -> bool {
+    return (p.flags & CAUSAL) != 0u;
+}
+
 // The first key that a query at row `row` of its batch entry may not see.
 fn horizon(row: u32) -> u32 {
-    return select(p.key_value_len, min(p.key_value_len, p.query_start + row + 1u), p.causal == 1u);
+    return select(p.key_value_len, min(p.key_value_len, p.query_start + row + 1u), causal());
+}
+
+// The first key that it sees.
+fn nearest(row: u32) -> u32 {
+    let end = p.query_start + row + 1u;
+    return select(0u, max(end, p.window) - p.window, p.window > 0u);
 }
 
 // Row stride of an inbox.
@@ -59,11 +71,13 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     let size = p.head_size;
     let first_query = tile.block * ROWS;
     let visible = horizon(min(first_query + ROWS, p.query_len) - 1u);
-    let blocks = (visible + COLS - 1u) / COLS;
+    let top = (visible + COLS - 1u) / COLS;
+    let blocks = top - nearest(first_query) / COLS;
     let saved = group * ROWS * (size + 2u) + lane;
     //# repeat r 0..R
     let row${r} = min(first_query + ${r}u * WG + lane, p.query_len - 1u);
-    let horizon${r} = horizon(row${r});
+    let first_seen${r} = nearest(row${r});
+    let seen${r} = horizon(row${r}) - first_seen${r};
     let q${r} = p.q_offset + (tile.batch * p.query_len + row${r}) * p.q_stride + tile.head * size;
     var m${r} = LOWEST;
     var l${r} = 0.0;
@@ -80,7 +94,7 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     }
     //# end
     for (var step = p.first_step; step < min(p.last_step, blocks); step++) {
-        let first_key = (blocks - 1u - step) * COLS;
+        let first_key = (top - 1u - step) * COLS;
         let live = min(COLS, visible - first_key);
         let row = tile.batch * p.key_value_rows + first_key;
         let column = tile.head / p.group * size;
@@ -88,7 +102,7 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
         var v_base = p.v_offset + row * p.v_stride + column;
         var k_stride = p.k_stride;
         var v_stride = p.v_stride;
-        if (p.inbox == 1u) {
+        if ((p.flags & INBOX) != 0u) {
             k_stride = inbox_stride();
             v_stride = k_stride;
             k_base = group * COLS * k_stride;
@@ -129,7 +143,7 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
         //# repeat r 0..R
         var top${r} = m${r};
         //# repeat j 0..QUADS
-        let seen${r}_${j} = keys${j} < vec4<u32>(horizon${r});
+        let seen${r}_${j} = keys${j} - vec4<u32>(first_seen${r}) < vec4<u32>(seen${r});
         s${r}_${j} = select(vec4<f32>(LOWEST), p.scale * s${r}_${j}, seen${r}_${j});
         top${r} = max(top${r}, max(max(s${r}_${j}.x, s${r}_${j}.y), max(s${r}_${j}.z, s${r}_${j}.w)));
         //# end
@@ -212,11 +226,13 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
     let size = p.head_size;
     let first_query = tile.block * ROWS;
     let visible = horizon(min(first_query + ROWS, p.query_len) - 1u);
-    let blocks = (visible + COLS - 1u) / COLS;
+    let top = (visible + COLS - 1u) / COLS;
+    let blocks = top - nearest(first_query) / COLS;
     let saved = group * ROWS * size + lane;
     //# repeat r 0..R
     let row${r} = min(first_query + ${r}u * WG + lane, p.query_len - 1u);
-    let horizon${r} = horizon(row${r});
+    let first_seen${r} = nearest(row${r});
+    let seen${r} = horizon(row${r}) - first_seen${r};
     let q${r} = p.q_offset + (tile.batch * p.query_len + row${r}) * p.q_stride + tile.head * size;
     let o${r} = p.o_offset + (tile.batch * p.query_len + row${r}) * p.o_stride + tile.head * size;
     let scalar${r} = p.row_offset + (tile.batch * p.query_heads + tile.head) * p.row_stride + row${r};
@@ -231,7 +247,7 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
     }
     //# end
     for (var step = p.first_step; step < min(p.last_step, blocks); step++) {
-        let first_key = (blocks - 1u - step) * COLS;
+        let first_key = (top - 1u - step) * COLS;
         let live = min(COLS, visible - first_key);
         let row = tile.batch * p.key_value_rows + first_key;
         let column = tile.head / p.group * size;
@@ -239,7 +255,7 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
         var v_base = p.v_offset + row * p.v_stride + column;
         var k_stride = p.k_stride;
         var v_stride = p.v_stride;
-        if (p.inbox == 1u) {
+        if ((p.flags & INBOX) != 0u) {
             k_stride = inbox_stride();
             v_stride = k_stride;
             k_base = group * COLS * k_stride;
@@ -305,7 +321,8 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
         //# repeat r 0..R
         //# repeat j 0..QUADS
         let p${r}_${j} = exp(p.scale * s${r}_${j} - lse${r});
-        s${r}_${j} = select(vec4<f32>(0.0), p${r}_${j} * (dp${r}_${j} - delta${r}), keys${j} < vec4<u32>(horizon${r}));
+        let seen${r}_${j} = keys${j} - vec4<u32>(first_seen${r}) < vec4<u32>(seen${r});
+        s${r}_${j} = select(vec4<f32>(0.0), p${r}_${j} * (dp${r}_${j} - delta${r}), seen${r}_${j});
         //# end
         //# end
         for (var d = 0u; d < size; d++) {
@@ -365,9 +382,13 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
     let tile = tile_of(group);
     let size = p.head_size;
     let first_key = tile.block * ROWS;
-    let query_blocks = (p.query_len + COLS - 1u) / COLS;
-    // The first block of queries of which one sees a key of this tile.
-    let near = select(0u, (max(first_key, p.query_start) - p.query_start) / COLS, p.causal == 1u);
+    // Queries that see one of the tile's keys, and their blocks. A key is seen from its position on, by `reach` queries.
+    let last_key = min(first_key + ROWS, p.key_value_len) - 1u;
+    let reach = select(0x80000000u, p.window, p.window > 0u);
+    let first = select(0u, max(first_key, p.query_start) - p.query_start, causal());
+    let end = min(p.query_len, max(last_key + reach, p.query_start) - p.query_start);
+    let near = first / COLS;
+    let blocks = select(0u, (end + COLS - 1u) / COLS - near, first < end);
     let saved = group * 2u * ROWS * size + lane;
     //# repeat r 0..R
     let row${r} = min(first_key + ${r}u * WG + lane, p.key_value_len - 1u);
@@ -384,21 +405,17 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         acc_v[d * ROWS + ${r}u * WG + lane] = y;
     }
     //# end
-    for (var step = p.first_step; step < p.last_step; step++) {
-        let block = near + step % query_blocks;
-        if (block >= query_blocks) {
-            continue;
-        }
-        let head = tile.head * p.group + step / query_blocks;
-        let first_query = block * COLS;
-        let live = min(COLS, p.query_len - first_query);
+    for (var step = p.first_step; step < min(p.last_step, p.group * blocks); step++) {
+        let head = tile.head * p.group + step / blocks;
+        let first_query = (near + step % blocks) * COLS;
+        let live = min(COLS, end - first_query);
         let row = tile.batch * p.query_len + first_query;
         var q_base = p.q_offset + row * p.q_stride + head * size;
         var o_base = p.o_offset + row * p.o_stride + head * size;
         var scalar = p.row_offset + (tile.batch * p.query_heads + head) * p.row_stride + first_query;
         var q_stride = p.q_stride;
         var o_stride = p.o_stride;
-        if (p.inbox == 1u) {
+        if ((p.flags & INBOX) != 0u) {
             q_stride = inbox_stride();
             o_stride = q_stride;
             q_base = group * COLS * q_stride;
@@ -444,7 +461,7 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         //# repeat r 0..R
         //# repeat j 0..QUADS
         let seen${r}_${j} = (queries${j} < vec4<u32>(p.query_len))
-            & ((queries${j} + vec4<u32>(p.query_start) >= vec4<u32>(row${r})) | vec4<bool>(p.causal == 0u));
+            & ((queries${j} + vec4<u32>(p.query_start - row${r}) < vec4<u32>(reach)) | vec4<bool>(!causal()));
         s${r}_${j} = select(vec4<f32>(0.0), exp(p.scale * s${r}_${j} - lse${j}), seen${r}_${j});
         //# end
         //# end

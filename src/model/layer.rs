@@ -103,5 +103,6 @@ pub fn attention_shape(
         key_value_rows,
         scale: 1.0 / (config.head_size() as f32).sqrt(),
         causal: true,
+        window: None,
     }
 }

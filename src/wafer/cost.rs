@@ -68,6 +68,8 @@ pub struct Attention {
     pub query_start: u64,
     /// Whether a query sees only keys at its position and before.
     pub causal: bool,
+    /// Of these, how many at most.
+    pub window: Option<u64>,
     /// Rows that stay on a tile, and rows of a block that it receives.
     pub rows: (u64, u64),
 }
@@ -79,38 +81,48 @@ impl Attention {
     }
 
     /// The cost in supersteps where queries stay (forward, gradient of the queries): of keys and of values, a tile
-    /// receives each that its last query sees, once.
+    /// receives each from the block of the first that its first query sees to the last that its last query sees, once.
     pub fn queries_stay(&self, wafer: &Wafer) -> Cost {
         let (own, block) = self.rows;
         let seen = |queries: u64| match self.causal {
             true => self.key_value_len.min(self.query_start + queries),
             false => self.key_value_len,
         };
+        // What lies before the window of a query after `queries` others.
+        let past = |queries: u64| self.window.map_or(0, |w| (self.query_start + queries + 1).saturating_sub(w));
         let tiles = self.query_len.div_ceil(own);
-        let keys = (1..=tiles).map(|tile| seen(self.query_len.min(tile * own)));
-        let blocks: u64 = keys.clone().map(|keys| keys.div_ceil(block)).sum();
+        let keys = (0..tiles).map(|tile| seen(self.query_len.min((tile + 1) * own)) - past(tile * own) / block * block);
+        let blocks = keys.clone().map(|keys| keys.div_ceil(block));
         let columns = self.batch * self.heads.0;
         Cost {
-            dispatches: wafer.round_count(self.batch * tiles, self.heads.0) * seen(self.query_len).div_ceil(block),
-            messages: 2 * columns * blocks,
+            dispatches: wafer.round_count(self.batch * tiles, self.heads.0) * blocks.clone().max().unwrap_or(0),
+            messages: 2 * columns * blocks.sum::<u64>(),
             exchanged_bytes: 4 * 2 * self.head_size * columns * keys.sum::<u64>(),
         }
     }
 
     /// The cost in supersteps where keys and values stay (their gradients): for each query head of its group, a tile
     /// receives the queries, their output gradients and two scalars of each, from the block of the first query that sees
-    /// one of its keys to the last.
+    /// one of its keys to the last that does.
     pub fn keys_stay(&self, wafer: &Wafer) -> Cost {
         let (own, block) = self.rows;
         let tiles = self.key_value_len.div_ceil(own);
-        let blind = |first_key: u64| if self.causal { first_key.saturating_sub(self.query_start) / block } else { 0 };
-        let queries = (0..tiles).map(|tile| self.query_len.saturating_sub(blind(tile * own) * block));
-        let blocks: u64 = queries.clone().map(|queries| queries.div_ceil(block)).sum();
+        let blind = |first_key: u64| if self.causal { first_key.saturating_sub(self.query_start) } else { 0 };
+        // Queries before the first that has lost all of so many keys.
+        let end = |keys: u64| match self.window {
+            Some(w) => self.query_len.min((keys - 1 + w).saturating_sub(self.query_start)),
+            None => self.query_len,
+        };
+        let queries = (0..tiles).map(|tile| {
+            let (first, end) = (blind(tile * own), end(self.key_value_len.min((tile + 1) * own)));
+            if first < end { end - first / block * block } else { 0 }
+        });
+        let blocks = queries.clone().map(|queries| queries.div_ceil(block));
         let (group, columns) = (self.heads.0 / self.heads.1, self.batch * self.heads.0);
-        let steps = group * self.query_len.div_ceil(block);
+        let steps = group * blocks.clone().max().unwrap_or(0);
         Cost {
             dispatches: wafer.round_count(self.batch * tiles, self.heads.1) * steps,
-            messages: 4 * columns * blocks,
+            messages: 4 * columns * blocks.sum::<u64>(),
             exchanged_bytes: 4 * (2 * self.head_size + 2) * columns * queries.sum::<u64>(),
         }
     }
@@ -122,28 +134,20 @@ mod tests {
 
     /// Whether a query sees a key.
     fn sees(of: &Attention, query: u64, key: u64) -> bool {
-        !of.causal || key <= of.query_start + query
+        let position = of.query_start + query;
+        (!of.causal || key <= position) && of.window.is_none_or(|window| position < key + window)
     }
 
-    /// Blocks and rows of the other side that each tile must receive, from the pairs of query and key themselves: whole
-    /// blocks where `whole`, else only up to the last row that is needed.
-    fn needed(
-        of: &Attention,
-        (own_len, other_len): (u64, u64),
-        whole: bool,
-        pair: impl Fn(u64, u64) -> bool,
-    ) -> (u64, u64) {
+    /// Blocks and rows of the other side that each tile must receive, from the pairs of query and key themselves: of a
+    /// block all rows up to the last that is needed.
+    fn needed(of: &Attention, (own_len, other_len): (u64, u64), pair: impl Fn(u64, u64) -> bool) -> (u64, u64) {
         let (own, block) = of.rows;
         let (mut blocks, mut rows) = (0, 0);
         for tile in 0..own_len.div_ceil(own) {
             let used = |other: u64| (tile * own..own_len.min((tile + 1) * own)).any(|row| pair(row, other));
             for first in (0..other_len).step_by(block as usize) {
                 let end = other_len.min(first + block);
-                let live = if whole {
-                    (first..end).any(used) as u64 * (end - first)
-                } else {
-                    (first..end).filter(|&o| used(o)).count() as u64
-                };
+                let live = (first..end).rev().find(|&other| used(other)).map_or(0, |last| last + 1 - first);
                 (blocks, rows) = (blocks + u64::from(live > 0), rows + live);
             }
         }
@@ -160,6 +164,7 @@ mod tests {
             key_value_len: 37,
             query_start: 0,
             causal: true,
+            window: None,
             rows: (8, 6),
         };
         let shapes = [
@@ -167,13 +172,17 @@ mod tests {
             Attention { query_len: 21, query_start: 50, key_value_len: 71, ..base },
             Attention { query_start: 3, key_value_len: 40, rows: (4, 16), ..base },
             Attention { query_len: 13, key_value_len: 50, causal: false, ..base },
+            Attention { window: Some(1), ..base },
+            Attention { window: Some(11), rows: (6, 8), ..base },
+            Attention { window: Some(1000), ..base },
+            Attention { query_len: 21, query_start: 50, key_value_len: 71, window: Some(20), ..base },
         ];
         for of in shapes {
             let wafer = Wafer::new(3, 2);
-            let (blocks, rows) = needed(&of, (of.query_len, of.key_value_len), false, |q, k| sees(&of, q, k));
+            let (blocks, rows) = needed(&of, (of.query_len, of.key_value_len), |q, k| sees(&of, q, k));
             let cost = of.queries_stay(&wafer);
             assert_eq!((cost.messages, cost.exchanged_bytes), (12 * 2 * blocks, 12 * 2 * 5 * 4 * rows), "{of:?}");
-            let (blocks, rows) = needed(&of, (of.key_value_len, of.query_len), true, |k, q| sees(&of, q, k));
+            let (blocks, rows) = needed(&of, (of.key_value_len, of.query_len), |k, q| sees(&of, q, k));
             let cost = of.keys_stay(&wafer);
             assert_eq!((cost.messages, cost.exchanged_bytes), (12 * 4 * blocks, 12 * 12 * 4 * rows), "{of:?}");
         }
@@ -190,11 +199,16 @@ mod tests {
             key_value_len: 37,
             query_start: 0,
             causal: true,
+            window: None,
             rows: (8, 6),
         };
         let wafer = Wafer::new(3, 2);
         assert_eq!(of.queries_stay(&wafer).dispatches, 5 * 2 * 7);
         assert_eq!(of.keys_stay(&wafer).dispatches, 5 * (3 * 7));
+        // A window of 5 and 8 queries span 12 keys: 3 blocks of 6 where they do not begin with one, 2 for the first tile.
+        let windowed = Attention { window: Some(5), ..of };
+        assert_eq!(windowed.queries_stay(&wafer).dispatches, 5 * 2 * 3);
+        assert_eq!(windowed.keys_stay(&wafer).dispatches, 5 * (3 * 3));
         assert_eq!(of.fused(), Cost { dispatches: 1, messages: 0, exchanged_bytes: 0 });
     }
 }

@@ -10,8 +10,9 @@ use gaufre::program::attention::{Attention, Pass};
 use gaufre::program::schedule::{Schedule, Stepwise};
 use gaufre::wafer::{self, Round};
 
-/// Grouped heads, several blocks each way and the last ones not whole; in the second shape behind a cache of 30 keys.
-fn shapes() -> [Attention; 3] {
+/// Grouped heads, several blocks each way and the last ones not whole; in the second shape behind a cache of 30 keys; the
+/// last two with windows, one behind that cache.
+fn shapes() -> [Attention; 5] {
     let base = Attention {
         batch: 2,
         query_heads: 4,
@@ -23,10 +24,12 @@ fn shapes() -> [Attention; 3] {
         key_value_rows: 70,
         scale: 0.3,
         causal: true,
+        window: None,
     };
     let cache = Attention { query_start: 30, key_value_len: 100, key_value_rows: 103, ..base.clone() };
     let full = Attention { key_value_len: 81, key_value_rows: 81, causal: false, ..base.clone() };
-    [base, cache, full]
+    let windowed = Attention { window: Some(11), ..base.clone() };
+    [base, cache.clone(), full, windowed, Attention { window: Some(37), ..cache }]
 }
 
 #[test]
@@ -45,6 +48,7 @@ fn the_device_counts_what_the_wafer_predicts() {
                     key_value_len: wide(shape.key_value_len),
                     query_start: wide(shape.query_start),
                     causal: shape.causal,
+                    window: shape.window.map(wide),
                     rows: (wide(own), wide(block)),
                 };
                 let grids = GRIDS.map(|grid| (Schedule::Superstep, grid));
@@ -135,10 +139,11 @@ fn outcome(device: &Device, shape: &Attention, which: usize, run: (Schedule, (u3
 
 #[test]
 fn a_superstep_reads_only_its_own_rows_its_state_and_its_inbox() {
-    let [_, shape, _] = shapes();
+    let [_, cache, _, windowed, _] = shapes();
     for device in rig::devices("poisoned attention") {
-        for which in 0..3 {
-            let run = |schedule, grid, poison| outcome(&device, &shape, which, (schedule, grid), poison);
+        for (shape, which) in [&cache, &windowed].into_iter().flat_map(|shape| (0..3).map(move |which| (shape, which)))
+        {
+            let run = |schedule, grid, poison| outcome(&device, shape, which, (schedule, grid), poison);
             let want = run(Schedule::Fused, (1, 1), Poison::Nothing);
             // On one tile each tile runs alone, all other tiles' rows poisoned.
             for grid in [(1, 1), (3, 2)] {

@@ -3,10 +3,12 @@
 
 use crate::rig;
 use gaufre::device::{ALL_CLASSES, Class, DEFAULT_TILE_SRAM, Device, Kernel, Variant, expand, workgroup_bytes};
-use gaufre::program::attention::{self, Attention, Pass};
+use gaufre::program::attention::{self, Attention, AttentionParams, Pass};
+use gaufre::program::check::{self, Truth};
 use gaufre::program::schedule::{Fabric, Schedule};
-use gaufre::program::{Case, Matrix, Program, check, initial};
+use gaufre::program::{Case, Matrix, Program, initial};
 use gaufre::wafer::Wafer;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
 fn within_bound_on_every_device() {
@@ -161,6 +163,7 @@ fn plain(head_size: usize, len: usize) -> Attention {
         key_value_rows: len,
         scale: 1.0 / (head_size as f32).sqrt(),
         causal: true,
+        window: None,
     }
 }
 
@@ -177,13 +180,16 @@ fn superstep_equals_fused_bit_for_bit() {
     let full = Attention { batch: 1, causal: false, ..plain(28, 70) };
     let large = Attention { batch: 1, query_heads: 1, key_value_heads: 1, ..plain(256, 37) };
     let cache = Attention { query_len: 40, query_start: 90, key_value_len: 130, key_value_rows: 133, ..plain(9, 40) };
+    let windowed = Attention { window: Some(19), ..grouped.clone() };
+    let behind = Attention { window: Some(50), ..cache.clone() };
+    let shapes = [plain(28, 37), grouped, full, large, cache, windowed, behind];
     let native = [Device::reference().unwrap(), Device::oracle().unwrap()];
     for device in rig::devices("attention schedules").into_iter().chain(native) {
-        for shape in [plain(28, 37), grouped.clone(), full.clone(), large.clone(), cache.clone()] {
-            let want = results(&device, &fused(&device), &shape);
+        for shape in &shapes {
+            let want = results(&device, &fused(&device), shape);
             for (width, height) in [(1, 1), (3, 2), (8, 8)] {
                 let fabric = Fabric::new(device.clone(), Schedule::Superstep, Wafer::new(width, height));
-                let differ = results(&device, &fabric, &shape).iter().zip(&want).filter(|(a, b)| a != b).count();
+                let differ = results(&device, &fabric, shape).iter().zip(&want).filter(|(a, b)| a != b).count();
                 assert_eq!(differ, 0, "{} on {width} x {height}: {shape:?}", device.name());
             }
         }
@@ -209,7 +215,9 @@ fn gradients_match_central_differences() {
     let grouped = Attention { query_heads: 4, key_value_heads: 2, batch: 1, ..plain(5, 6) };
     let cache = Attention { query_len: 3, query_start: 4, key_value_len: 7, key_value_rows: 8, ..plain(4, 3) };
     let full = Attention { causal: false, batch: 1, ..plain(3, 5) };
-    for shape in [grouped, cache, full] {
+    let windowed = Attention { window: Some(3), ..grouped.clone() };
+    let behind = Attention { window: Some(2), ..cache.clone() };
+    for shape in [grouped, cache, full, windowed, behind] {
         let operands = Operands::random(&device, &shape);
         let cotangent = normal(2, &operands.d_out);
         let inputs = normal(1, &operands.qkv);
@@ -247,25 +255,34 @@ fn gradients_match_central_differences() {
 fn the_oracle_computes_the_softmax_of_all_scores() {
     let device = Device::oracle().unwrap();
     let shape = Attention { query_heads: 4, key_value_heads: 2, ..plain(5, 70) };
-    let operands = Operands::random(&device, &shape);
-    operands.forward(&fused(&device));
-    let [q, k, v] = [&operands.q, &operands.k, &operands.v].map(|m| (m.cols, m.download_f64(&device).unwrap()));
-    let (out, lse) = (operands.out.download_f64(&device).unwrap(), operands.lse.download_f64(&device).unwrap());
+    for window in [None, Some(1), Some(23), Some(69)] {
+        is_the_softmax_of_all_scores(&device, &Attention { window, ..shape.clone() });
+    }
+}
+
+/// Holds `out` and `lse` of 70 positions, 4 heads of 5 columns in groups of two, against plain sums over what is seen.
+fn is_the_softmax_of_all_scores(device: &Device, shape: &Attention) {
+    let operands = Operands::random(device, shape);
+    operands.forward(&fused(device));
+    let [q, k, v] = [&operands.q, &operands.k, &operands.v].map(|m| (m.cols, m.download_f64(device).unwrap()));
+    let (out, lse) = (operands.out.download_f64(device).unwrap(), operands.lse.download_f64(device).unwrap());
     let row =
         |(cols, values): &(usize, Vec<f64>), row: usize, head: usize| values[row * cols + head * 5..][..5].to_vec();
     for b in 0..2 {
         for (h, t) in (0..4).flat_map(|h| (0..70).map(move |t| (h, t))) {
             let own = row(&q, b * 70 + t, h);
+            let seen = shape.window.map_or(0, |window| (t + 1).saturating_sub(window))..t + 1;
             let product = |key: Vec<f64>| own.iter().zip(&key).map(|(x, y)| x * y).sum::<f64>();
             let weights: Vec<f64> =
-                (0..=t).map(|j| (f64::from(shape.scale) * product(row(&k, b * 70 + j, h / 2))).exp()).collect();
+                seen.clone().map(|j| (f64::from(shape.scale) * product(row(&k, b * 70 + j, h / 2))).exp()).collect();
             let sum: f64 = weights.iter().sum();
             // Some roundings for each term of a sum, none of which is larger than all these together.
             let largest = weights.iter().chain(&k.1).chain(&v.1).fold(1.0f64, |most, x| most.max(x.abs()));
             let allowed = 4.0 * (t + 1 + 5) as f64 * f64::EPSILON * largest;
             assert!((lse[(b * 4 + h) * 70 + t] - sum.ln()).abs() <= allowed);
             for d in 0..5 {
-                let want: f64 = (0..=t).map(|j| weights[j] / sum * row(&v, b * 70 + j, h / 2)[d]).sum();
+                let values = seen.clone().map(|j| row(&v, b * 70 + j, h / 2)[d]);
+                let want: f64 = weights.iter().zip(values).map(|(weight, value)| weight / sum * value).sum();
                 assert!((out[((b * 70 + t) * 4 + h) * 5 + d] - want).abs() <= allowed);
             }
         }
@@ -282,21 +299,79 @@ fn bounds_are_tight() {
     }
 }
 
+/// No query of 37 fills a window of 37, or of more than fits a word.
+#[test]
+fn a_window_that_nothing_fills_changes_no_bit() {
+    for device in rig::devices("attention windows") {
+        let want = results(&device, &fused(&device), &plain(28, 37));
+        for window in [37, usize::MAX] {
+            let wide = Attention { window: Some(window), ..plain(28, 37) };
+            assert!(results(&device, &fused(&device), &wide) == want, "{} {window}", device.name());
+        }
+        let narrow = Attention { window: Some(36), ..plain(28, 37) };
+        assert!(results(&device, &fused(&device), &narrow) != want, "{}: the last query loses a key", device.name());
+    }
+}
+
+/// While it is set, launches are told of no window.
+static FORGETFUL: AtomicBool = AtomicBool::new(false);
+
+/// Cases whose windows can be forgotten.
+fn forgetful(program: &Program) -> Vec<Case> {
+    let word = AttentionParams::FIELDS.iter().position(|(name, _)| *name == "window").unwrap();
+    let forgets = |Case { label, fills, launch }| Case {
+        label,
+        fills,
+        launch: Box::new(move |variant: &Variant| {
+            let (mut words, groups) = launch(variant);
+            if FORGETFUL.load(Ordering::Relaxed) {
+                words[word] = 0;
+            }
+            (words, groups)
+        }),
+    };
+    small_cases(program).into_iter().map(forgets).collect()
+}
+
+#[test]
+fn a_kernel_that_ignores_the_window_is_caught() {
+    let planted: [(&Program, fn() -> Vec<Case>); 3] = [
+        (&attention::FORWARD, || forgetful(&attention::FORWARD)),
+        (&attention::BACKWARD_QUERY, || forgetful(&attention::BACKWARD_QUERY)),
+        (&attention::BACKWARD_KEY_VALUE, || forgetful(&attention::BACKWARD_KEY_VALUE)),
+    ];
+    for (program, cases) in planted {
+        let Program { bound, fault, .. } = *program;
+        let program = Box::leak(Box::new(Program { kernel: program.kernel.copy(), bound, cases, fault }));
+        let truth = Truth::of(program, 1).unwrap();
+        for device in rig::devices("attention without windows") {
+            let caught = || truth.catches(&program.kernel, &device, None).unwrap();
+            assert!(caught().is_none(), "{}", device.name());
+            FORGETFUL.store(true, Ordering::Relaxed);
+            let report = caught();
+            FORGETFUL.store(false, Ordering::Relaxed);
+            assert!(report.is_some_and(|report| report.case.contains("window")), "{}", device.name());
+        }
+    }
+}
+
 #[test]
 fn hidden_rows_are_never_read() {
-    // Keys after the last query of a causal attention, and rows of a cache past its length.
+    // Keys after the last query of a causal attention, rows of a cache past its length, and blocks before every window: of
+    // 128 rows, whatever a variant's block.
     let hidden = Attention { query_len: 10, key_value_len: 150, key_value_rows: 200, batch: 1, ..plain(28, 10) };
     let cache = Attention { query_len: 1, query_start: 40, key_value_len: 41, key_value_rows: 200, ..hidden.clone() };
+    let windowed = Attention { query_start: 170, key_value_len: 180, window: Some(40), ..hidden.clone() };
     for device in rig::devices("attention poison") {
         for schedule in [Schedule::Fused, Schedule::Superstep] {
             let fabric = Fabric::new(device.clone(), schedule, Wafer::new(2, 2));
-            for shape in [&hidden, &cache] {
+            for (shape, before) in [(&hidden, 0), (&cache, 0), (&windowed, 128)] {
                 let operands = Operands::random(&device, shape);
                 operands.forward(&fabric);
                 let want = operands.out.download(&device).unwrap();
                 let mut values = normal(1, &operands.qkv);
                 let first = operands.k.offset;
-                for row in shape.query_start + shape.query_len..shape.key_value_rows {
+                for row in (0..before).chain(shape.query_start + shape.query_len..shape.key_value_rows) {
                     values[row * operands.qkv.cols..][first..operands.qkv.cols].fill(f32::NAN);
                 }
                 operands.qkv.upload(&device, &values).unwrap();
@@ -321,6 +396,9 @@ fn wrong_shapes_are_refused() {
         Attention { key_value_heads: 2, ..o.shape.clone() },
         Attention { key_value_len: 5, ..o.shape.clone() },
         Attention { query_len: 3, ..o.shape.clone() },
+        Attention { window: Some(0), ..o.shape.clone() },
+        Attention { window: Some(2), causal: false, ..o.shape.clone() },
+        Attention { window: Some(2), query_start: 2, ..o.shape.clone() },
     ] {
         assert!(attention::forward(&fabric, &shape, &o.q, &o.k, &o.v, &o.out, &o.lse).is_err(), "{shape:?}");
     }

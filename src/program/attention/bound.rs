@@ -67,7 +67,7 @@ fn dot_error(a: &[f64], b: &[f64], lanes: usize) -> f64 {
 fn scores(rows: &Whole, q: &[f64], k: &[f64], b: usize, h: usize, t: usize) -> Vec<f64> {
     let (p, size) = (&rows.of.p, rows.of.size);
     let own = &q[rows.query((p.q_offset, p.q_stride), b, h, t)..][..size];
-    (0..p.horizon(t))
+    p.keys(t)
         .map(|j| f64::from(p.scale) * dot(own, &k[rows.key((p.k_offset, p.k_stride), b, h, j)..][..size]))
         .collect()
 }
@@ -112,7 +112,7 @@ impl<'a> Backward<'a> {
             let q = rows.query((p.q_offset, p.q_stride), b, h, t);
             let d_out = rows.query((p.o_offset, p.o_stride), b, h, t);
             let (lse, delta) = (self.lse[rows.scalar(b, h, t)], self.delta[rows.scalar(b, h, t)]);
-            for j in 0..p.horizon(t) {
+            for j in p.keys(t) {
                 let k = rows.key((p.k_offset, p.k_stride), b, h, j);
                 let v = rows.key((p.v_offset, p.v_stride), b, h, j);
                 let s = f64::from(p.scale) * dot(&self.q[q..][..size], &self.k[k..][..size]);
@@ -148,19 +148,20 @@ pub(super) fn forward(args: &mut Args<'_, f64>) {
         let (n, spread) = (s.len() as f64, high - low);
         let l: f64 = s.iter().map(|x| (x - high).exp()).sum();
         let own = &q[rows.query((p.q_offset, p.q_stride), b, h, t)..][..size];
-        let blocks = (n / 8.0).ceil();
+        let keys = p.keys(t);
+        let blocks = (keys.end.div_ceil(8) - keys.start / 8) as f64;
         let common = blocks * 8.0 * EPS + 5.0 * EPS * spread + (n + blocks) * EPS;
-        let errors: Vec<f64> = (0..s.len())
-            .map(|j| {
+        let errors: Vec<f64> = (keys.clone().zip(&s))
+            .map(|(j, s)| {
                 let key = &k[rows.key((p.k_offset, p.k_stride), b, h, j)..][..size];
-                score_error(&p, own, key) + EPS * (high - s[j]) + exp_error(high - s[j]) + common
+                score_error(&p, own, key) + EPS * (high - s) + exp_error(high - s) + common
             })
             .collect();
         let weights: Vec<f64> = s.iter().map(|x| (x - high).exp() / l).collect();
         let of_l: f64 = weights.iter().zip(&errors).map(|(w, e)| w * e).sum();
         let out = &mut out[rows.query((p.o_offset, p.o_stride), b, h, t)..][..size];
         out.fill(0.0);
-        for (j, (w, e)) in weights.iter().zip(&errors).enumerate() {
+        for (j, (w, e)) in keys.zip(weights.iter().zip(&errors)) {
             let v = &v[rows.key((p.v_offset, p.v_stride), b, h, j)..][..size];
             out.iter_mut().zip(v).for_each(|(o, v)| *o += w * v.abs() * (e + of_l + 3.0 * EPS));
         }
@@ -205,7 +206,7 @@ pub(super) fn backward_query(args: &mut Args<'_, f64>) {
     of.rows.each_query(|b, h, t| dq[at(b, h, t)..][..size].fill(0.0));
     of.each_pair(|b, h, t, j, pair| {
         let (_, of_score) = of.pair_error(b, h, t, j, &pair);
-        let n = p.horizon(t) as f64 + 2.0;
+        let n = p.keys(t).len() as f64 + 2.0;
         let factor = p.scale.abs() as f64 * (of_score + n * EPS * pair.d_score.abs());
         let dq = dq[at(b, h, t)..][..size].iter_mut();
         dq.zip(&of.k[pair.k..][..size]).for_each(|(to, k)| *to += factor * k.abs());
@@ -230,8 +231,8 @@ pub(super) fn backward_key_value(args: &mut Args<'_, f64>) {
     let (p, size) = (of.rows.of.p, of.rows.of.size);
     let dkv = args.write(6);
     clear(&of.rows, dkv);
-    let n = (p.group * p.query_len) as f64 + 2.0;
     of.each_pair(|b, h, t, j, pair| {
+        let n = (p.group as usize * p.queries(&(j..j + 1)).len()) as f64 + 2.0;
         let (of_weight, of_score) = of.pair_error(b, h, t, j, &pair);
         let factor = p.scale.abs() as f64 * (of_score + n * EPS * pair.d_score.abs());
         let dk = dkv[of.rows.key((p.grad_offset, p.grad_stride), b, h, j)..][..size].iter_mut();

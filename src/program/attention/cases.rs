@@ -1,4 +1,4 @@
-//! What the attention kernels are checked on: odd lengths, the largest head, grouped heads, a cache, and no mask.
+//! What the attention kernels are checked on: odd lengths, the largest head, grouped heads, a cache, no mask, and windows.
 
 use super::pass::{Kind, extent};
 use super::{Attention, AttentionParams};
@@ -17,17 +17,22 @@ fn shapes() -> Vec<Attention> {
         key_value_rows: 37,
         scale: 0.189,
         causal: true,
+        window: None,
     };
     let one = Attention { batch: 1, query_heads: 1, key_value_heads: 1, ..base.clone() };
+    let grouped = Attention { query_heads: 4, key_value_heads: 2, head_size: 9, scale: 0.3333, ..base.clone() };
     vec![
         base.clone(),
         Attention { batch: 1, query_heads: 1, key_value_heads: 1, head_size: 256, scale: 0.0625, ..base.clone() },
-        Attention { query_heads: 4, key_value_heads: 2, head_size: 9, scale: 0.3333, ..base.clone() },
+        grouped.clone(),
         Attention { query_len: 5, query_start: 16, key_value_len: 21, key_value_rows: 24, ..base.clone() },
         Attention { query_len: 1, query_start: 20, key_value_len: 21, key_value_rows: 24, ..base },
         Attention { query_len: 19, causal: false, ..one.clone() },
         Attention { query_len: 1, key_value_len: 1, key_value_rows: 1, ..one.clone() },
-        Attention { query_len: 65, key_value_len: 65, key_value_rows: 65, ..one },
+        Attention { query_len: 65, key_value_len: 65, key_value_rows: 65, ..one.clone() },
+        Attention { query_len: 65, key_value_len: 65, key_value_rows: 65, window: Some(21), ..one.clone() },
+        Attention { query_len: 5, query_start: 16, key_value_len: 21, key_value_rows: 24, window: Some(7), ..grouped },
+        Attention { window: Some(1), ..one },
     ]
 }
 
@@ -44,15 +49,7 @@ fn layout(shape: &Attention) -> Layout {
     let cols = query_cols + 2 * key_cols;
     let (stride, row_stride) = (Matrix::stride_for(cols), Matrix::stride_for(shape.query_len));
     let wide = |rows: usize| Fill::Normal { rows, cols, stride, scale: 1.0, mean: 0.0 };
-    let mut params: AttentionParams = bytemuck::Zeroable::zeroed();
-    params.query_heads = shape.query_heads as u32;
-    params.group = shape.group() as u32;
-    params.head_size = shape.head_size as u32;
-    params.query_len = shape.query_len as u32;
-    params.key_value_len = shape.key_value_len as u32;
-    params.query_start = shape.query_start as u32;
-    params.key_value_rows = shape.key_value_rows as u32;
-    (params.scale, params.causal) = (shape.scale, shape.causal as u32);
+    let mut params = shape.shape_params();
     (params.q_stride, params.o_stride, params.grad_stride) = (stride as u32, stride as u32, stride as u32);
     (params.k_stride, params.v_stride, params.grad_v_stride) = (stride as u32, stride as u32, stride as u32);
     params.k_offset = query_cols as u32;
@@ -81,8 +78,9 @@ fn no_state() -> Fill {
 }
 
 fn case(shape: Attention, kind: Kind, params: AttentionParams, fills: Vec<Fill>) -> Case {
+    let window = shape.window.map_or(String::new(), |window| format!(" window {window}"));
     let label = format!(
-        "B{} H{}/{} hd{} T{}@{} of {}{}",
+        "B{} H{}/{} hd{} T{}@{} of {}{}{window}",
         shape.batch,
         shape.query_heads,
         shape.key_value_heads,

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::multiply::{Left, multiply};
 use super::tiles::{Shape, Tile};
-use super::{AttentionParams, MAX_HEAD_SIZE};
+use super::{AttentionParams, CAUSAL, MAX_HEAD_SIZE};
 use crate::device::Args;
 use crate::program::vector;
 
@@ -194,10 +194,12 @@ impl WithSimd for Forward<'_, '_> {
     }
 }
 
-/// How many leading own queries do not see a key: they form a prefix, since positions ascend.
+/// Which of `wide` own queries see a key: those between its position and the end of its window.
 #[inline(always)]
-fn blind(p: &AttentionParams, key: usize, first_query: usize, wide: usize) -> usize {
-    if p.causal == 1 { key.saturating_sub(p.query_start as usize + first_query).min(wide) } else { 0 }
+fn seeing(p: &AttentionParams, key: usize, first_query: usize, wide: usize) -> (usize, usize) {
+    let own = |position: usize| position.saturating_sub(p.query_start as usize + first_query).min(wide);
+    let from = if p.flags & CAUSAL != 0 { own(key) } else { 0 };
+    (from, if p.window > 0 { own(key + p.window as usize) } else { wide })
 }
 
 /// Turns a block of products into weights: scales, masks, raises the maxima and adds to the sums.
@@ -216,8 +218,8 @@ fn soften(
     let (m, l, fade) = (&mut m[..wide], &mut l[..wide], &mut fade[..wide]);
     fade.copy_from_slice(m);
     for (c, row) in s.chunks_exact_mut(rows).take(n).enumerate() {
-        let from = blind(p, first_key + c, first_query, wide);
-        for (s, m) in row[from..wide].iter_mut().zip(&mut m[from..]) {
+        let (from, to) = seeing(p, first_key + c, first_query, wide);
+        for (s, m) in row[from..to].iter_mut().zip(&mut m[from..to]) {
             *s *= p.scale;
             *m = if *s > *m { *s } else { *m };
         }
@@ -227,12 +229,13 @@ fn soften(
         *l *= *fade;
     }
     for (c, row) in s.chunks_exact_mut(rows).take(n).enumerate() {
-        let from = blind(p, first_key + c, first_query, wide);
+        let (from, to) = seeing(p, first_key + c, first_query, wide);
         row[..from].fill(0.0);
-        for ((s, m), l) in row[from..wide].iter_mut().zip(&m[from..]).zip(&mut l[from..]) {
+        for ((s, m), l) in row[from..to].iter_mut().zip(&m[from..to]).zip(&mut l[from..to]) {
             *s = vector::exp(*s - m);
             *l += *s;
         }
+        row[to..wide].fill(0.0);
     }
 }
 
@@ -340,12 +343,13 @@ impl WithSimd for Query<'_, '_> {
             multiply(simd, (n, size, wide), Left::Rows(keys.data, keys.stride), qt, s, rows, false);
             multiply(simd, (n, size, wide), Left::Rows(values.data, values.stride), ot, dp, rows, false);
             for (c, (s, dp)) in s.chunks_exact_mut(rows).zip(dp.chunks_exact(rows)).take(n).enumerate() {
-                let from = blind(&p, first_key + c, first_query, live);
+                let (from, to) = seeing(&p, first_key + c, first_query, live);
                 s[..from].fill(0.0);
-                let own = lse[from..].iter().zip(&delta[from..]);
-                for ((s, dp), (lse, delta)) in s[from..live].iter_mut().zip(&dp[from..live]).zip(own) {
+                let own = lse[from..to].iter().zip(&delta[from..to]);
+                for ((s, dp), (lse, delta)) in s[from..to].iter_mut().zip(&dp[from..to]).zip(own) {
                     *s = vector::exp(p.scale * *s - lse) * (dp - delta);
                 }
+                s[to..live].fill(0.0);
             }
             multiply(simd, (size, n, wide), Left::Columns(keys.data, keys.stride), s, acc, rows, true);
         }
@@ -413,7 +417,7 @@ impl WithSimd for KeyValue<'_, '_> {
             dv.fill(0.0);
         }
         for step in p.first_step..p.last_step {
-            let Some((head, first_query, n)) = of.query_block(tile, step) else { continue };
+            let Some((head, first_query, n)) = of.query_block(tile, step) else { break };
             let row = |at| of.query(at, tile.batch, head, first_query);
             let queries = of.received(q, row((p.q_offset, p.q_stride)), p.q_stride, tile);
             let gradients = of.received(d_out, row((p.o_offset, p.o_stride)), p.o_stride, tile);
@@ -421,14 +425,15 @@ impl WithSimd for KeyValue<'_, '_> {
             multiply(simd, (n, size, wide), Left::Rows(queries.data, queries.stride), kt, s, rows, false);
             multiply(simd, (n, size, wide), Left::Rows(gradients.data, gradients.stride), vt, dp, rows, false);
             for (c, (s, dp)) in s.chunks_exact_mut(rows).zip(dp.chunks_exact_mut(rows)).take(n).enumerate() {
-                // Keys that the query sees are a prefix of the tile's.
-                let seen = p.horizon(first_query + c).saturating_sub(first_key).min(live);
-                for (s, dp) in s[..seen].iter_mut().zip(&mut dp[..seen]) {
+                let seen = of.seen(first_query + c, first_key, live);
+                for (s, dp) in s[seen.clone()].iter_mut().zip(&mut dp[seen.clone()]) {
                     *s = vector::exp(p.scale * *s - lse[at + c]);
                     *dp = *s * (*dp - delta[at + c]);
                 }
-                s[seen..wide].fill(0.0);
-                dp[seen..wide].fill(0.0);
+                for none in [&mut s[..wide], &mut dp[..wide]] {
+                    none[..seen.start].fill(0.0);
+                    none[seen.end..].fill(0.0);
+                }
             }
             multiply(simd, (size, n, wide), Left::Columns(gradients.data, gradients.stride), s, dv, rows, true);
             multiply(simd, (size, n, wide), Left::Columns(queries.data, queries.stride), dp, dk, rows, true);

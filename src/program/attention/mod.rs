@@ -3,13 +3,15 @@
 //!
 //! `s = scale * q . k`, `p = softmax(s)` over the keys a query may see, `out = p v`; backward recomputes `p` from the saved
 //! `lse = ln sum exp s`: `dv = p^T dout`, `ds = p * (dout v^T - delta)`, `dq = scale ds k`, `dk = scale ds^T q`,
-//! `delta = rowsum(dout * out)` (Dao et al., arXiv 2205.14135, 2307.08691).
+//! `delta = rowsum(dout * out)` (Dao et al., arXiv 2205.14135, 2307.08691). With a sliding window a query sees only the
+//! last keys before it (Jiang et al., arXiv 2310.06825).
 //!
 //! Four kernels. `attention_forward` and `attention_backward_query` keep a block of queries of one head on a tile and
 //! receive blocks of keys and values from the farthest the block may see, downwards: with causal attention the diagonal
-//! comes first, wholly masked blocks never come, and from one step to the next the blocks shift by one tile along y.
-//! `attention_backward_key_value` keeps a block of keys and values of one key/value head and receives, for each query head
-//! of its group in turn, the blocks of queries from the diagonal upwards. `attention_delta` is local to a tile.
+//! comes first, wholly masked blocks never come, the last one is the lowest in the window of any query of the block, and from
+//! one step to the next the blocks shift by one tile along y. `attention_backward_key_value` keeps a block of keys and values
+//! of one key/value head and receives, for each query head of its group in turn, the blocks of queries from the diagonal
+//! upwards, to the last whose window holds one of its keys. `attention_delta` is local to a tile.
 //!
 //! Order of additions: a dot product over the head size adds index by index, ascending, in one accumulator (`delta` on the
 //! host: in 16 partial sums, index modulo 16, which are then added in order); the sums over
@@ -56,7 +58,15 @@ pub struct Attention {
     pub scale: f32,
     /// Whether a query sees only keys at its position and before.
     pub causal: bool,
+    /// Of these, how many at most: it sees a key if its position less the key's is below this. Wants `causal`; `None`
+    /// and a window that no query fills are one.
+    pub window: Option<usize>,
 }
+
+/// Flag of [`AttentionParams`]: causal.
+const CAUSAL: u32 = 1;
+/// Flag: received blocks lie in inboxes, one after the other by workgroup.
+const INBOX: u32 = 2;
 
 crate::params! {
     /// Parameters of all four kernels. `own` is the side that stays on the tile: keys and values in
@@ -68,8 +78,8 @@ crate::params! {
         last_step: u32,
         /// Steps of the longest tile.
         steps: u32,
-        /// 1: received blocks lie in inboxes, one after the other by workgroup.
-        inbox: u32,
+        /// Sum of flags: 1 causal, 2 received blocks lie in inboxes, one after the other by workgroup.
+        flags: u32,
         /// First block row of the round.
         first_row: u32,
         /// First block column of the round.
@@ -94,8 +104,8 @@ crate::params! {
         key_value_rows: u32,
         /// Factor of the scores.
         scale: f32,
-        /// 1: causal.
-        causal: u32,
+        /// Keys that a causal query sees at most; 0: all.
+        window: u32,
         /// Queries.
         q_offset: u32,
         /// Elements from one row of queries to the next.
@@ -124,19 +134,6 @@ crate::params! {
         row_offset: u32,
         /// Elements from one of their rows to the next.
         row_stride: u32,
-    }
-}
-
-impl AttentionParams {
-    /// The first key that query `row` of a sequence may not see.
-    fn horizon(&self, row: usize) -> usize {
-        let len = self.key_value_len as usize;
-        if self.causal == 1 { len.min(self.query_start as usize + row + 1) } else { len }
-    }
-
-    /// The first block of `cols` queries of which one sees key `key`; may lie past the last block.
-    fn near(&self, key: usize, cols: usize) -> usize {
-        if self.causal == 1 { key.saturating_sub(self.query_start as usize) / cols } else { 0 }
     }
 }
 
@@ -306,7 +303,7 @@ pub static BACKWARD_KEY_VALUE: Program = Program {
     },
     bound: bound::backward_key_value,
     cases: cases::backward_key_value,
-    fault: ("- delta${j}", "+ delta${j}"),
+    fault: ("p.window > 0u", "p.window > 0x7fffffffu"),
 };
 
 /// Queues the forward pass. `q` is `[batch * query_len, query_heads * head_size]`, `k` and `v`
@@ -386,6 +383,14 @@ impl Attention {
         if self.key_value_len == 0 || self.key_value_len > self.key_value_rows {
             return fail("key_value_len is not in 1..=key_value_rows".into());
         }
+        if let Some(window) = self.window {
+            if window == 0 || !self.causal {
+                return fail("a window wants causal attention and holds at least one key".into());
+            }
+            if self.query_start + self.query_len >= self.key_value_len.saturating_add(window) {
+                return fail("no key lies in the window of the last query".into());
+            }
+        }
         let shapes = [
             (queries, self.batch * self.query_len, self.query_heads * self.head_size),
             (keys, self.batch * self.key_value_rows, self.key_value_heads * self.head_size),
@@ -412,8 +417,8 @@ impl Attention {
         Ok(params)
     }
 
-    /// Everything but what belongs to one kernel or one launch.
-    fn params(&self, q: &Matrix, k: &Matrix, v: &Matrix, scalars: &Matrix) -> AttentionParams {
+    /// What is known of a launch without its operands.
+    fn shape_params(&self) -> AttentionParams {
         let mut p: AttentionParams = bytemuck::Zeroable::zeroed();
         p.query_heads = self.query_heads as u32;
         p.group = self.group() as u32;
@@ -423,7 +428,15 @@ impl Attention {
         p.query_start = self.query_start as u32;
         p.key_value_rows = self.key_value_rows as u32;
         p.scale = self.scale;
-        p.causal = self.causal as u32;
+        p.flags = if self.causal { CAUSAL } else { 0 };
+        // A window that no query fills hides nothing.
+        p.window = self.window.filter(|&w| w < self.query_start + self.query_len).unwrap_or(0) as u32;
+        p
+    }
+
+    /// Everything but what belongs to one kernel or one launch.
+    fn params(&self, q: &Matrix, k: &Matrix, v: &Matrix, scalars: &Matrix) -> AttentionParams {
+        let mut p = self.shape_params();
         (p.q_offset, p.q_stride) = place(q);
         (p.k_offset, p.k_stride) = place(k);
         (p.v_offset, p.v_stride) = place(v);

@@ -1,7 +1,7 @@
 //! One of the three stepwise kernels with its operands, ready for a fabric: blocks, steps, and what a tile receives when.
 //! It knows the route; it must never know the arithmetic.
 
-use super::{Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, place, variant_for};
+use super::{Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, INBOX, place, variant_for};
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Launch, Result, Variant, View};
 use crate::program::Matrix;
 use crate::program::schedule::{Block, Round, Source, Stepwise};
@@ -139,28 +139,28 @@ impl<'a> Pass<'a> {
     /// The first row and the rows of what a tile receives at a step, and which head of it.
     fn arrival(&self, block: usize, head: usize, step: usize) -> Option<(usize, usize, usize)> {
         let (rows, cols) = self.block_rows();
+        let own = |len: usize| block * rows..len.min((block + 1) * rows);
         if self.kind == Kind::KeyValue {
-            let blocks = self.shape.query_len.div_ceil(cols);
-            let at = self.params.near(block * rows, cols) + step % blocks;
-            let first = at * cols;
-            let head = head * self.shape.group() + step / blocks;
-            return (at < blocks).then(|| (first, cols.min(self.shape.query_len - first), head));
+            let (of_group, queries) = self.params.queries_at(&own(self.shape.key_value_len), cols, step)?;
+            return Some((queries.start, queries.len(), head * self.shape.group() + of_group));
         }
-        let visible = self.params.horizon((block * rows + rows).min(self.shape.query_len) - 1);
-        let first = (visible.div_ceil(cols) - 1).checked_sub(step)? * cols;
-        Some((first, cols.min(visible - first), head / self.shape.group()))
+        let keys = self.params.keys_at(&own(self.shape.query_len), cols, step)?;
+        Some((keys.start, keys.len(), head / self.shape.group()))
     }
 }
 
 /// Own blocks of a sequence, and steps of the longest tile.
 pub(super) fn extent(kind: Kind, shape: &Attention, params: &AttentionParams, variant: &Variant) -> (u32, u32) {
     let (rows, cols) = (variant.get("ROWS") as usize, variant.get("COLS") as usize);
-    let (own, steps) = match kind {
-        Kind::KeyValue => (shape.key_value_len.div_ceil(rows), shape.group() * shape.query_len.div_ceil(cols)),
-        _ if shape.query_len == 0 => (0, 0),
-        _ => (shape.query_len.div_ceil(rows), params.horizon(shape.query_len - 1).div_ceil(cols)),
+    let len = if kind == Kind::KeyValue { shape.key_value_len } else { shape.query_len };
+    let steps = |first: usize| {
+        let own = first..len.min(first + rows);
+        match kind {
+            Kind::KeyValue => shape.group() * params.query_blocks(&own, cols).1.len(),
+            Kind::Forward | Kind::Query => params.key_blocks(&own, cols).1.len(),
+        }
     };
-    (own as u32, steps as u32)
+    (len.div_ceil(rows) as u32, (0..len).step_by(rows).map(steps).max().unwrap_or(0) as u32)
 }
 
 impl Stepwise for Pass<'_> {
@@ -224,7 +224,7 @@ impl Stepwise for Pass<'_> {
         (params.first_row, params.first_col, params.width) = (round.first_row, round.first_col, round.width);
         let mut views = self.views.clone();
         if let Source::Inbox(inboxes) = source {
-            params.inbox = 1;
+            params.flags |= INBOX;
             for (&binding, inbox) in self.inbox_bindings().iter().zip(inboxes) {
                 views[binding] = inbox.all();
             }

@@ -42,11 +42,6 @@ fn each_tile<F: Real>(
     }
 }
 
-/// Keys of a block of `n` that own query `r` sees: the first ones, since positions ascend.
-fn seen(of: &Shape, tile: Tile, r: usize, first_key: usize, n: usize) -> usize {
-    of.p.horizon(tile.block * of.rows + r).saturating_sub(first_key).min(n)
-}
-
 /// Accumulators of a query: the sum of weights `l`, the largest score `m` (once `l` is not 0), and `out` before the
 /// division by `l`.
 pub(super) fn forward<F: Real>(args: &mut Args<'_, F>) {
@@ -63,9 +58,9 @@ pub(super) fn forward<F: Real>(args: &mut Args<'_, F>) {
             let values = of.received(v, place((p.v_offset, p.v_stride)), p.v_stride, tile);
             for (r, acc) in acc.chunks_mut(size + 2).enumerate().take(of.live(tile, p.query_len)) {
                 let q = &q[own((p.q_offset, p.q_stride), tile, r)..][..size];
-                let scores =
-                    (0..seen(&of, tile, r, first, n)).map(|c| F::of(p.scale as f64) * dot(q, row(&of, keys, c)));
-                soften(acc, &scores.collect::<Vec<F>>(), |c| row(&of, values, c));
+                let seen = of.seen(tile.block * of.rows + r, first, n);
+                let scores = seen.clone().map(|c| F::of(p.scale as f64) * dot(q, row(&of, keys, c)));
+                soften(acc, &scores.collect::<Vec<F>>(), |c| row(&of, values, seen.start + c));
             }
         }
     };
@@ -145,7 +140,7 @@ pub(super) fn backward_query<F: Real>(args: &mut Args<'_, F>) {
                 let q = &q[own((p.q_offset, p.q_stride), tile, r)..][..size];
                 let d_out = &d_out[own((p.o_offset, p.o_stride), tile, r)..][..size];
                 let at = of.scalar(tile.batch, tile.head, tile.block * of.rows + r);
-                for c in 0..seen(&of, tile, r, first, n) {
+                for c in of.seen(tile.block * of.rows + r, first, n) {
                     let (k, v) = (row(&of, keys, c), row(&of, values, c));
                     let pair = Pair { q, k, v, d_out, lse: lse[at], delta: delta[at] };
                     add_scaled(acc, pair.weight(F::of(p.scale as f64)).1, k);
@@ -169,15 +164,15 @@ pub(super) fn backward_key_value<F: Real>(args: &mut Args<'_, F>) {
     let own = |at, tile: Tile, r: usize| of.key(at, tile.batch, tile.head, tile.block * of.rows + r);
     let steps = |tile: Tile, acc: &mut [F]| {
         for step in p.first_step..p.last_step {
-            let Some((head, first, n)) = of.query_block(tile, step) else { continue };
+            let Some((head, first, n)) = of.query_block(tile, step) else { break };
             let place = |at| of.query(at, tile.batch, head, first);
             let queries = of.received(q, place((p.q_offset, p.q_stride)), p.q_stride, tile);
             let gradients = of.received(d_out, place((p.o_offset, p.o_stride)), p.o_stride, tile);
             let at = of.received_scalar(tile, head, first);
             for c in 0..n {
                 let (q, d_out) = (row(&of, queries, c), row(&of, gradients, c));
-                let keys = p.horizon(first + c).saturating_sub(tile.block * of.rows);
-                for (r, acc) in acc.chunks_mut(2 * size).enumerate().take(keys.min(of.live(tile, p.key_value_len))) {
+                let seen = of.seen(first + c, tile.block * of.rows, of.live(tile, p.key_value_len));
+                for (r, acc) in acc.chunks_mut(2 * size).enumerate().take(seen.end).skip(seen.start) {
                     let k = &k[own((p.k_offset, p.k_stride), tile, r)..][..size];
                     let v = &v[own((p.v_offset, p.v_stride), tile, r)..][..size];
                     let pair = Pair { q, k, v, d_out, lse: lse[at + c], delta: delta[at + c] };

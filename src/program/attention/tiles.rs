@@ -1,7 +1,9 @@
-//! Where the tiles of one native launch lie: which rows stay on each, which block arrives at a step, where a row begins.
-//! The reference and the host kernels share it; it must never know what is computed on a row.
+//! Where the tiles of a launch lie: which rows stay on each, which block arrives at a step, where a row begins. The passes,
+//! the reference and the host kernels share it; it must never know what is computed on a row.
 
-use super::AttentionParams;
+use std::ops::Range;
+
+use super::{AttentionParams, CAUSAL, INBOX};
 use crate::device::Args;
 use crate::program::Matrix;
 
@@ -42,6 +44,69 @@ pub(super) struct Received<'a, F> {
     pub stride: usize,
 }
 
+impl AttentionParams {
+    /// Whether received blocks lie in inboxes.
+    pub(super) fn inbox(&self) -> bool {
+        self.flags & INBOX != 0
+    }
+
+    /// The keys that query `row` of a sequence sees.
+    pub(super) fn keys(&self, row: usize) -> Range<usize> {
+        let len = self.key_value_len as usize;
+        if self.flags & CAUSAL == 0 {
+            return 0..len;
+        }
+        let end = self.query_start as usize + row + 1;
+        let first = if self.window > 0 { end.saturating_sub(self.window as usize) } else { 0 };
+        first..len.min(end)
+    }
+
+    /// The queries of a sequence that see one of some keys.
+    pub(super) fn queries(&self, keys: &Range<usize>) -> Range<usize> {
+        let (len, start) = (self.query_len as usize, self.query_start as usize);
+        if self.flags & CAUSAL == 0 {
+            return 0..len;
+        }
+        let last = if self.window > 0 { (keys.end - 1 + self.window as usize).saturating_sub(start) } else { len };
+        let end = len.min(last);
+        end.min(keys.start.saturating_sub(start))..end
+    }
+
+    /// The keys that one of some queries sees, and the blocks of `cols` keys in which they lie.
+    pub(super) fn key_blocks(&self, queries: &Range<usize>, cols: usize) -> (Range<usize>, Range<usize>) {
+        let keys = self.keys(queries.start).start..self.keys(queries.end - 1).end;
+        let blocks = keys.start / cols..keys.end.div_ceil(cols);
+        (keys, blocks)
+    }
+
+    /// The queries that see one of some keys, and the blocks of `cols` queries in which they lie.
+    pub(super) fn query_blocks(&self, keys: &Range<usize>, cols: usize) -> (Range<usize>, Range<usize>) {
+        let queries = self.queries(keys);
+        let end = if queries.is_empty() { 0 } else { queries.end.div_ceil(cols) };
+        let blocks = end.min(queries.start / cols)..end;
+        (queries, blocks)
+    }
+
+    /// The keys that a tile of queries receives at a step; `None` after the last block. From the farthest block that it
+    /// sees downwards.
+    pub(super) fn keys_at(&self, queries: &Range<usize>, cols: usize, step: usize) -> Option<Range<usize>> {
+        let (keys, blocks) = self.key_blocks(queries, cols);
+        let first = blocks.rev().nth(step)? * cols;
+        Some(first..keys.end.min(first + cols))
+    }
+
+    /// Which query head of its group, and which of its queries, a tile of keys receives at a step; `None` after the last
+    /// block. Head by head, from the first block that sees one of its keys upwards.
+    pub(super) fn queries_at(&self, keys: &Range<usize>, cols: usize, step: usize) -> Option<(usize, Range<usize>)> {
+        let (queries, blocks) = self.query_blocks(keys, cols);
+        if step >= blocks.len() * self.group as usize {
+            return None;
+        }
+        let first = (blocks.start + step % blocks.len()) * cols;
+        Some((step / blocks.len(), first..queries.end.min(first + cols)))
+    }
+}
+
 impl Shape {
     /// The shape of a launch of any of the kernels.
     pub fn new<F>(args: &Args<'_, F>) -> Shape {
@@ -60,7 +125,12 @@ impl Shape {
 
     /// Own rows of a tile that exist, `len` to a sequence.
     pub fn live(&self, tile: Tile, len: u32) -> usize {
-        self.rows.min(len as usize - tile.block * self.rows)
+        self.own(tile, len).len()
+    }
+
+    /// The same in their sequence.
+    fn own(&self, tile: Tile, len: u32) -> Range<usize> {
+        tile.block * self.rows..(len as usize).min((tile.block + 1) * self.rows)
     }
 
     /// Whether this launch restores or saves state.
@@ -68,22 +138,24 @@ impl Shape {
         self.p.first_step > 0 || self.p.last_step < self.p.steps
     }
 
-    /// First key and number of keys that a tile of queries receives at a step; `None` after the last block. From the
-    /// farthest block that it sees downwards.
+    /// First key and number of keys that a tile of queries receives at a step; `None` after the last block.
     pub fn key_block(&self, tile: Tile, step: u32) -> Option<(usize, usize)> {
-        let last = tile.block * self.rows + self.live(tile, self.p.query_len) - 1;
-        let visible = self.p.horizon(last);
-        let first = (visible.div_ceil(self.cols) - 1).checked_sub(step as usize)? * self.cols;
-        Some((first, self.cols.min(visible - first)))
+        let keys = self.p.keys_at(&self.own(tile, self.p.query_len), self.cols, step as usize)?;
+        Some((keys.start, keys.len()))
     }
 
-    /// Query head, first query and number of queries that a tile of keys receives at a step; `None` where no block is
-    /// left for a head. Head by head, from the first block that sees one of its keys upwards.
+    /// Query head, first query and number of queries that a tile of keys receives at a step; `None` after the last block.
     pub fn query_block(&self, tile: Tile, step: u32) -> Option<(usize, usize, usize)> {
-        let blocks = (self.p.query_len as usize).div_ceil(self.cols);
-        let block = self.p.near(tile.block * self.rows, self.cols) + step as usize % blocks;
-        let (head, first) = (tile.head * self.p.group as usize + step as usize / blocks, block * self.cols);
-        (block < blocks).then(|| (head, first, self.cols.min(self.p.query_len as usize - first)))
+        let own = self.own(tile, self.p.key_value_len);
+        let (head, queries) = self.p.queries_at(&own, self.cols, step as usize)?;
+        Some((tile.head * self.p.group as usize + head, queries.start, queries.len()))
+    }
+
+    /// Which of `n` keys from `first` on a query sees: the part of them.
+    pub fn seen(&self, query: usize, first: usize, n: usize) -> Range<usize> {
+        let keys = self.p.keys(query);
+        let within = |key: usize| key.saturating_sub(first).min(n);
+        within(keys.start)..within(keys.end)
     }
 
     /// Where row `row` of an operand of queries begins, for a head.
@@ -104,12 +176,12 @@ impl Shape {
 
     /// The same of the first query of a received block.
     pub fn received_scalar(&self, tile: Tile, head: usize, row: usize) -> usize {
-        if self.p.inbox == 1 { tile.group * self.cols } else { self.scalar(tile.batch, head, row) }
+        if self.p.inbox() { tile.group * self.cols } else { self.scalar(tile.batch, head, row) }
     }
 
     /// The rows of a received block, of which the first begins at `place` where it is read in place, rows `stride` apart.
     pub fn received<'a, F>(&self, data: &'a [F], place: usize, stride: u32, tile: Tile) -> Received<'a, F> {
-        if self.p.inbox == 1 {
+        if self.p.inbox() {
             let stride = Matrix::stride_for(self.size);
             return Received { data: &data[tile.group * self.cols * stride..], stride };
         }

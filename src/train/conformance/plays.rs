@@ -49,6 +49,7 @@ fn attend(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>)> {
         key_value_rows: 77,
         scale: 0.2,
         causal: true,
+        window: None,
     };
     let device = fabric.device();
     let rows = shape.batch * shape.query_len;
