@@ -1,6 +1,6 @@
-// Activations, plain and gated, forward and backward. A tile owns a run of WG * QUADS vec4 elements of one row of y; nothing
-// crosses tiles. Struct `Params`, bindings and constants are generated from the declarations in src/program/activation.rs
-// and src/program/activation/gated.rs.
+// Activations, plain and gated, forward and backward. A tile owns a run of WG * QUADS vec4 elements of one row of y;
+// nothing crosses tiles. Struct `Params`, bindings and constants are generated from the declarations in
+// src/program/activation.rs and src/program/activation/gated.rs.
 
 const SQRT_2_OVER_PI: f32 = 0.7978845608028654;
 const INVERSE_SQRT_TAU: f32 = 0.3989422804014327;

@@ -22,8 +22,8 @@ fn philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
     return c;
 }
 
-// Words of the four elements that begin at an index, where a block holds those of four elements: of one block, or of two
-// where the index does not begin a block.
+// Words of the four elements that begin at an index, where a block holds those of four elements: of one block, or of
+// two where the index does not begin a block.
 fn philox_quad(low: u32, high: u32, stream: u32, tag: u32, seed: vec2<u32>) -> vec4<u32> {
     let words = philox(vec4<u32>((low >> 2u) | (high << 30u), high >> 2u, stream, tag), seed);
     let shift = low & 3u;

@@ -1,10 +1,12 @@
-//! Activations, forward and backward, over any number of elements: GELU in the tanh form (GPT-2) or the erf form (exact),
-//! SiLU, ReLU. [`gated_forward`] and [`gated_backward`] multiply one half of the columns by the curve of the other.
+//! Activations, forward and backward, over any number of elements: GELU in the tanh form (GPT-2) or the erf form
+//! (exact), SiLU, ReLU. [`gated_forward`] and [`gated_backward`] multiply one half of the columns by the curve of the
+//! other.
 //!
-//! `f(x) = x * c(x)`. GELU: `c = Phi`; its tanh form: `Phi(x) ~ (1 + tanh(u)) / 2`, `u = sqrt(2/pi) * (x + 0.044715 x^3)`
-//! (Hendrycks and Gimpel, arXiv 1606.08415). SiLU: `c(x) = 1 / (1 + exp(-x))`. ReLU: `c(x)` is 1 for `x > 0`, else 0, and so is
-//! its derivative: 0 at 0. Elementwise: a tile owns a run of elements, nothing crosses tiles. What is not finite does not
-//! become finite. It must never know what comes before or after.
+//! `f(x) = x * c(x)`. GELU: `c = Phi`; its tanh form: `Phi(x) ~ (1 + tanh(u)) / 2`,
+//! `u = sqrt(2/pi) * (x + 0.044715 x^3)` (Hendrycks and Gimpel, arXiv 1606.08415). SiLU: `c(x) = 1 / (1 + exp(-x))`.
+//! ReLU: `c(x)` is 1 for `x > 0`, else 0, and so is its derivative: 0 at 0. Elementwise: a tile owns a run of elements,
+//! nothing crosses tiles. What is not finite does not become 0 unseen: it is multiplied, never chosen away. It must
+//! never know what comes before or after.
 
 mod curve;
 mod gated;
@@ -199,10 +201,15 @@ impl BackwardParams {
     }
 }
 
+/// The loop of a form over a piece: x, y.
+type ForwardPiece = fn(&[f32], &mut [f32]);
+/// The same: x, dy, dx.
+type BackwardPiece = fn(&[f32], &[f32], &mut [f32]);
+
 fn forward_host(args: &mut Args<'_, f32>) {
     let p: ForwardParams = args.params();
     let (x, y, rows) = (args.read(0), args.write(1), p.extent());
-    let pieces: [fn(&[f32], &mut [f32]); 4] =
+    let pieces: [ForwardPiece; 4] =
         [forward_piece::<TANH>, forward_piece::<ERF>, forward_piece::<SILU>, forward_piece::<RELU>];
     let piece = pieces[p.form as usize];
     rows.pieces_mut(y, (p.y_offset, p.y_stride)).for_each(|(i, y)| {
@@ -220,7 +227,7 @@ fn forward_piece<const FORM: u32>(x: &[f32], y: &mut [f32]) {
 fn backward_host(args: &mut Args<'_, f32>) {
     let p: BackwardParams = args.params();
     let (x, dy, dx, rows) = (args.read(0), args.read(1), args.write(2), p.extent());
-    let pieces: [fn(&[f32], &[f32], &mut [f32]); 4] =
+    let pieces: [BackwardPiece; 4] =
         [backward_piece::<TANH>, backward_piece::<ERF>, backward_piece::<SILU>, backward_piece::<RELU>];
     let piece = pieces[p.form as usize];
     rows.pieces_mut(dx, (p.dx_offset, p.dx_stride)).for_each(|(i, dx)| {

@@ -1,13 +1,13 @@
-//! Dropout, in place: each element is multiplied by `1 / (1 - rate)` with probability `1 - rate`, else by 0. The same call on
-//! the gradient is the backward pass, because the factors are a pure function of key, rate and index:
+//! Dropout, in place: each element is multiplied by `1 / (1 - rate)` with probability `1 - rate`, else by 0. The same
+//! call on the gradient is the backward pass, because the factors are a pure function of key, rate and index:
 //!
 //! ```text
 //! factor(key, row * cols + col) = 1 / (1 - rate) where word(key, row * cols + col) >= rate * 2^32, else 0
 //! ```
 //!
 //! The words are those of [`philox`](super::philox), so neither the device, the cut into rows nor the number of threads
-//! changes a factor, and nothing is kept between the passes. Two calls that must not drop alike differ in the key. It must
-//! never know what it drops, or at which step.
+//! changes a factor, and nothing is kept between the passes. Two calls that must not drop alike differ in the key. It
+//! must never know what it drops, or at which step.
 
 use super::matrix::Rows;
 use super::philox::{DROPOUT, aligned, key as words_of, philox, philox_lanes, with_philox};
@@ -47,10 +47,10 @@ crate::params! {
 }
 
 /// The program.
-pub static PROGRAMS: [&Program; 1] = [&DROPOUT_PROGRAM];
+pub static PROGRAMS: [&Program; 1] = [&DROP];
 
 /// Multiplies by the factors: binding x.
-pub static DROPOUT_PROGRAM: Program = Program {
+pub static DROP: Program = Program {
     kernel: Kernel {
         name: "dropout",
         wgsl: with_philox!("../../shaders/dropout.wgsl"),
@@ -74,8 +74,8 @@ pub static DROPOUT_PROGRAM: Program = Program {
 /// When `rate` is not in `[0, 1)`, or a slice does not lie on multiples of 4.
 ///
 /// # Errors
-/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the view does not fit the declaration; what the device
-/// says otherwise.
+/// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the view does not fit the declaration; what the
+/// device says otherwise.
 pub fn run(device: &Device, x: &Matrix, key: u64, rate: f32) -> Result<()> {
     run_rows(device, x, 0, key, rate)
 }
@@ -108,7 +108,7 @@ pub fn run_rows(device: &Device, x: &Matrix, first_row: usize, key: u64, rate: f
         threshold,
         scale,
     };
-    launch(device, &DROPOUT_PROGRAM.kernel, &params, |v| groups(&params, v), std::slice::from_ref(&x.view))
+    launch(device, &DROP.kernel, &params, |v| groups(&params, v), std::slice::from_ref(&x.view))
 }
 
 /// What the element of index `index` is multiplied by.
@@ -176,7 +176,7 @@ fn reference<F: Real>(args: &mut Args<'_, F>) {
         let row = &mut p.extent().row_mut(x, (p.offset, p.stride), r)[..p.cols as usize];
         for (index, x) in (p.first(r)..).zip(row) {
             let word = block(p.key(), index / BLOCK as u64)[(index % BLOCK as u64) as usize];
-            *x = *x * F::of(f64::from(p.keep().factor(word)));
+            *x *= F::of(f64::from(p.keep().factor(word)));
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Random words as a pure function of a key and a counter, so that any device, thread or cut of a tensor draws the same:
-//! Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), all integer.
+//! Random words as a pure function of a key and a counter, so that any device, thread or cut of a tensor draws the
+//! same: Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011), all
+//! integer.
 //!
-//! Its WGSL, `shaders/philox.wgsl`, is put before the shaders of the programs that draw from it. It must never know what
-//! its words decide.
+//! Its WGSL, `shaders/philox.wgsl`, is put before the shaders of the programs that draw from it. It must never know
+//! what its words decide.
 
 /// The text of a shader file behind that of Philox.
 macro_rules! with_philox {

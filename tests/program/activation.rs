@@ -1,5 +1,5 @@
-//! Activations, plain and gated: every form on every device within the bound; derivatives against central differences in f64;
-//! the gated ones against the plain ones; equal bits for any number of host threads.
+//! Activations, plain and gated: every form on every device within the bound; derivatives against central differences
+//! in f64; the gated ones against the plain ones; equal bits for any number of host threads.
 
 use crate::rig;
 use gaufre::device::Device;
@@ -53,9 +53,9 @@ fn shifted(values: &[f32], by: f32) -> Vec<f32> {
     values.iter().map(|x| x + by).collect()
 }
 
-/// Holds derivatives against the differences between the results for inputs shifted up and down. Both shifted values are
-/// rounded to f32, so the step is what lies between them. Truncation: step^2 / 6 times the third derivative, which is at
-/// most 2; and the f32 rounding of the midpoint. `factor` is what the result is multiplied by.
+/// Holds derivatives against the differences between the results for inputs shifted up and down. Both shifted values
+/// are rounded to f32, so the step is what lies between them. Truncation: step^2 / 6 times the third derivative, which
+/// is at most 2; and the f32 rounding of the midpoint. `factor` is what the result is multiplied by.
 fn assert_slopes(what: &str, x: &[f32], got: &[f64], factor: &[f64], value: impl Fn(&[f32]) -> Vec<f64>) {
     let (up, down) = (shifted(x, STEP), shifted(x, -STEP));
     let (above, below) = (value(&up), value(&down));

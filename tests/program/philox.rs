@@ -1,5 +1,5 @@
-//! Philox against its published vectors. What its WGSL computes is held, bit for bit, by the tests of the programs that draw
-//! from it: `initial`, `round`, `dropout`.
+//! Philox against its published vectors. What its WGSL computes is held, bit for bit, by the tests of the programs that
+//! draw from it: `initial`, `round`, `dropout`.
 
 use gaufre::program::philox::philox;
 

@@ -1,5 +1,6 @@
-//! The four curves, one number at a time: the formulas in plain words for the references, the fast ones of the host kernels,
-//! and how far an f32 result may lie from the truth. It must never know a matrix, or what multiplies the value of a curve.
+//! The four curves, one number at a time: the formulas in plain words for the references, the fast ones of the host
+//! kernels, and how far an f32 result may lie from the truth. It must never know a matrix, or what multiplies the value
+//! of a curve.
 //!
 //! Every curve is `f(x) = x * c(x)`, so `f'(x) = c(x) + x * c'(x)`, where `c` rises from 0 to 1.
 
@@ -43,7 +44,8 @@ fn logistic<F: Real>(x: F, z: F, dz: F) -> (F, F) {
     (x * plus, plus + if fall == F::zero() { fall } else { x * fall * dz })
 }
 
-/// [`Form`] as a constant, so that each form is a loop of its own: a branch inside would keep all from being vectorised.
+/// [`Form`] as a constant, so that each form is a loop of its own: a branch inside would keep all from being
+/// vectorised.
 pub(super) const TANH: u32 = Form::Tanh as u32;
 /// As [`TANH`].
 pub(super) const ERF: u32 = Form::Erf as u32;
@@ -113,9 +115,9 @@ pub(super) fn errors(x: f64, form: Form) -> (f64, f64) {
 
 /// The same of c(x), and of x times its derivative, for the forms that go through e = exp(-s).
 ///
-/// `exp` itself is good to (3 + 2 s) units in the last place, of 2 EPS each (the Vulkan limit for WGSL adapters; host code
-/// is better), and a result below the least normal float may be flushed to 0. A relative error of its argument counts s
-/// times.
+/// `exp` itself is good to (3 + 2 s) units in the last place, of 2 EPS each (the Vulkan limit for WGSL adapters; host
+/// code is better), and a result below the least normal float may be flushed to 0. A relative error of its argument
+/// counts s times.
 fn part_errors(x: f64, form: Form) -> (f64, f64) {
     let relative = |s: f64, argument: f64| EPS * (6.0 + (4.0 + argument) * s);
     match form {
@@ -148,8 +150,8 @@ fn part_errors(x: f64, form: Form) -> (f64, f64) {
     }
 }
 
-/// With large = 1 / (1 + e) and small = e / (1 + e): an error of e moves each by e's relative error times small * large;
-/// division is good to 2.5 units in the last place. `ds` is the derivative of s.
+/// With large = 1 / (1 + e) and small = e / (1 + e): an error of e moves each by e's relative error times small *
+/// large; division is good to 2.5 units in the last place. `ds` is the derivative of s.
 fn logistic_errors(x: f64, a: f64, s: f64, ds: f64, relative: f64) -> (f64, f64) {
     let (large, small) = (1.0 / (1.0 + (-s).exp()), (-s).exp() / (1.0 + (-s).exp()));
     let division = 7.0 * EPS;

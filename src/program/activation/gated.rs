@@ -1,5 +1,6 @@
-//! Gated activations: `y = f(g) * u`, where the gate `g` is the first half of the columns of `x` and `u` the second: SwiGLU,
-//! GEGLU, ReGLU (Shazeer, arXiv 2002.05202). Backward: `dg = dy * u * f'(g)`, `du = dy * f(g)`, laid out as `x`.
+//! Gated activations: `y = f(g) * u`, where the gate `g` is the first half of the columns of `x` and `u` the second:
+//! SwiGLU, GEGLU, ReGLU (Shazeer, arXiv 2002.05202). Backward: `dg = dy * u * f'(g)`, `du = dy * f(g)`, laid out as
+//! `x`.
 //!
 //! A tile owns a run of elements of one row of `y` and reads both halves. It must never know a curve by its formula.
 
@@ -63,8 +64,8 @@ pub fn gated_forward(device: &Device, form: Form, x: &Matrix, y: &Matrix) -> Res
     launch(device, &GATED_FORWARD.kernel, &params, |v| groups(rows, quads, v), &views)
 }
 
-/// Queues `dg = dy * u * f'(g)` and `du = dy * f(g)`; `x` and `dx` are `[rows, 2 * cols]`, `dy` is `[rows, cols]`, and `dx`
-/// lies in another buffer than `x`.
+/// Queues `dg = dy * u * f'(g)` and `du = dy * f(g)`; `x` and `dx` are `[rows, 2 * cols]`, `dy` is `[rows, cols]`, and
+/// `dx` lies in another buffer than `x`.
 ///
 /// # Panics
 /// As [`gated_forward`].
@@ -140,15 +141,19 @@ fn backward_rows<F: Real>(args: &mut Args<'_, F>, value: impl Fn(F, F, F, Form) 
     }
 }
 
+/// The loop of a form over a row: g and u, y.
+type ForwardRow = fn((&[f32], &[f32]), &mut [f32]);
+/// The same: g and u, dy, dg and du.
+type BackwardRow = fn((&[f32], &[f32]), &[f32], (&mut [f32], &mut [f32]));
+
 fn forward_host(args: &mut Args<'_, f32>) {
     let p: ForwardParams = args.params();
     let (x, y, rows) = (args.read(0), args.write(1), p.extent());
-    let pieces: [fn((&[f32], &[f32]), &mut [f32]); 4] =
-        [forward_row::<TANH>, forward_row::<ERF>, forward_row::<SILU>, forward_row::<RELU>];
-    let piece = pieces[p.form as usize];
+    let loops: [ForwardRow; 4] = [forward_row::<TANH>, forward_row::<ERF>, forward_row::<SILU>, forward_row::<RELU>];
+    let row = loops[p.form as usize];
     rows.blocks_mut(y, (p.y_offset, p.y_stride), 1).for_each(|(r, y)| {
         let x = rows.double().row(x, (p.x_offset, p.x_stride), r);
-        piece(x.split_at(rows.half()), &mut y[..rows.half()]);
+        row(x.split_at(rows.half()), &mut y[..rows.half()]);
     });
 }
 
@@ -162,13 +167,13 @@ fn forward_row<const FORM: u32>((g, u): (&[f32], &[f32]), y: &mut [f32]) {
 fn backward_host(args: &mut Args<'_, f32>) {
     let p: BackwardParams = args.params();
     let (x, dy, dx, rows) = (args.read(0), args.read(1), args.write(2), p.extent());
-    let pieces: [fn((&[f32], &[f32]), &[f32], (&mut [f32], &mut [f32])); 4] =
+    let loops: [BackwardRow; 4] =
         [backward_row::<TANH>, backward_row::<ERF>, backward_row::<SILU>, backward_row::<RELU>];
-    let piece = pieces[p.form as usize];
+    let row = loops[p.form as usize];
     rows.double().blocks_mut(dx, (p.dx_offset, p.dx_stride), 1).for_each(|(r, dx)| {
         let x = rows.double().row(x, (p.x_offset, p.x_stride), r);
         let dy = rows.row(dy, (p.dy_offset, p.dy_stride), r);
-        piece(x.split_at(rows.half()), dy, dx[..2 * rows.half()].split_at_mut(rows.half()));
+        row(x.split_at(rows.half()), dy, dx[..2 * rows.half()].split_at_mut(rows.half()));
     });
 }
 
@@ -242,7 +247,10 @@ fn wide(len: usize) -> Fill {
     Fill::Normal { rows: 1, cols: len, stride: len, scale: 3.0, mean: 0.0 }
 }
 
-fn cases(parts: fn(Rows, u32, Layout, Layout) -> (Vec<u32>, Vec<Fill>)) -> Vec<Case> {
+/// Parameter words and contents of the bindings: from rows, form, layouts of x and y.
+type Setup = fn(Rows, u32, Layout, Layout) -> (Vec<u32>, Vec<Fill>);
+
+fn cases(setup: Setup) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |label: &str, form: Form, rows: Rows, (words, fills): (Vec<u32>, Vec<Fill>)| {
         cases.push(Case {
@@ -253,11 +261,11 @@ fn cases(parts: fn(Rows, u32, Layout, Layout) -> (Vec<u32>, Vec<Fill>)) -> Vec<C
     };
     for form in Form::ALL {
         for (label, rows, x, y) in shapes() {
-            add(label, form, rows, parts(rows, form as u32, x, y));
+            add(label, form, rows, setup(rows, form as u32, x, y));
         }
         let (quads, len) = (EDGES.len() as u32 / 4, EDGES.len());
         let rows = Rows { rows: 1, quads };
-        let (words, mut fills) = parts(rows, form as u32, (2 * len, 0, 2 * quads), (len, 0, quads));
+        let (words, mut fills) = setup(rows, form as u32, (2 * len, 0, 2 * quads), (len, 0, quads));
         fills[0] = Fill::Floats(EDGES.into_iter().chain((0..len).map(|i| 0.7 * (i as f32 - 11.0))).collect());
         add("edges", form, rows, (words, fills));
     }
