@@ -335,7 +335,8 @@ fn forgetful(program: &Program) -> Vec<Case> {
 
 #[test]
 fn a_kernel_that_ignores_the_window_is_caught() {
-    let planted: [(&Program, fn() -> Vec<Case>); 3] = [
+    type Cases = fn() -> Vec<Case>;
+    let planted: [(&Program, Cases); 3] = [
         (&attention::FORWARD, || forgetful(&attention::FORWARD)),
         (&attention::BACKWARD_QUERY, || forgetful(&attention::BACKWARD_QUERY)),
         (&attention::BACKWARD_KEY_VALUE, || forgetful(&attention::BACKWARD_KEY_VALUE)),
