@@ -9,26 +9,24 @@
 const LOWEST: f32 = -3.0e38;
 const CAUSAL: u32 = 1u;
 const INBOX: u32 = 2u;
+const SAVES: u32 = 4u;
 
 var<workgroup> acc: array<f32, ${HEAD*ROWS}>;
 //# if STAGED
 var<workgroup> stage: array<vec4<f32>, ${HEAD*QUADS}>;
 //# end
 
-struct Tile {
-    batch: u32,
-    block: u32,
-    head: u32,
-}
+struct Tile { batch: u32, block: u32, head: u32 }
 
-fn tile_of(group: u32) -> Tile {
+// Of sequences with `len` rows on the side that stays.
+fn tile_of(group: u32, len: u32) -> Tile {
     let i = p.first_row + group / p.width;
-    return Tile(i / p.own_blocks, i % p.own_blocks, p.first_col + group % p.width);
+    let blocks = (len + ROWS - 1u) / ROWS;
+    return Tile(i / blocks, i % blocks, p.first_col + group % p.width);
 }
 
-fn causal() -> bool {
-    return (p.flags & CAUSAL) != 0u;
-}
+fn causal() -> bool { return (p.flags & CAUSAL) != 0u; }
+fn inbox() -> bool { return (p.flags & INBOX) != 0u; }
 
 // The first key that a query at row `row` of its batch entry may not see.
 fn horizon(row: u32) -> u32 {
@@ -41,9 +39,10 @@ fn nearest(row: u32) -> u32 {
     return select(0u, max(end, p.window) - p.window, p.window > 0u);
 }
 
-// Row stride of an inbox.
-fn inbox_stride() -> u32 {
-    return (p.head_size + 7u) & ~7u;
+// Where the received rows of two operands begin, each with the elements from one to the next: in place or in the inboxes.
+fn received(group: u32, in_place: vec4<u32>) -> vec4<u32> {
+    let stride = (p.head_size + 7u) & ~7u;
+    return select(in_place, vec4<u32>(group * COLS * stride, stride, group * COLS * stride, stride), inbox());
 }
 
 // Addresses of received rows 4j .. 4j+4, of which `live` exist.
@@ -51,27 +50,78 @@ fn quad_rows(base: u32, stride: u32, j: u32, live: u32) -> vec4<u32> {
     return base + min(vec4<u32>(4u * j) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(live - 1u)) * stride;
 }
 
+//# if DROPOUT
+// The high word of a product: WGSL has no 64-bit integers.
+fn mul_high(a: u32, b: u32) -> u32 {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+    let carry = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
+    return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (carry >> 16u);
+}
+
+// Philox4x32-10: a block of the stream of words.
+fn philox(block_low: u32, block_high: u32) -> vec4<u32> {
+    var c = vec4<u32>(block_low, block_high, 0u, 1u);
+    var key = vec2<u32>(p.key_low, p.key_high);
+    for (var round = 0u; round < 10u; round++) {
+        let a = mul_high(c.x, 0xD2511F53u);
+        let b = mul_high(c.z, 0xCD9E8D57u);
+        c = vec4<u32>(b ^ c.y ^ key.x, c.z * 0xCD9E8D57u, a ^ c.w ^ key.y, c.x * 0xD2511F53u);
+        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
+    }
+    return c;
+}
+
+// The word of the pair of a query, counted through all heads and sequences, and a key: its block, and its place there.
+fn pair(query: u32, key: u32) -> vec3<u32> {
+    let low = query * p.key_value_len + key;
+    let high = mul_high(query, p.key_value_len) + select(0u, 1u, low < key);
+    return vec3<u32>((low >> 2u) | (high << 30u), high >> 2u, low & 3u);
+}
+
+// What the weights that have these words are multiplied by.
+fn factors(words: vec4<u32>) -> vec4<f32> {
+    return select(vec4<f32>(0.0), vec4<f32>(4294967296.0 / f32(0u - p.threshold)), words >= vec4<u32>(p.threshold));
+}
+
+// The same of a query and four keys: where they do not begin with a block, of the words of two.
+fn key_factors(query: u32, key: u32) -> vec4<f32> {
+    let at = pair(query, key);
+    var words = philox(at.x, at.y);
+    if (at.z != 0u) {
+        let next = philox(at.x + 1u, at.y + select(0u, 1u, at.x == 0xffffffffu));
+        let nearer = select(vec4<u32>(words.yzw, next.x), vec4<u32>(words.zw, next.xy), at.z == 2u);
+        words = select(nearer, vec4<u32>(words.w, next.xyz), at.z == 3u);
+    }
+    return factors(words);
+}
+
+fn word(query: u32, key: u32) -> u32 {
+    let at = pair(query, key);
+    return philox(at.x, at.y)[at.z];
+}
+
+// The same of four queries and a key.
+fn query_factors(queries: vec4<u32>, key: u32) -> vec4<f32> {
+    return factors(vec4<u32>(word(queries.x, key), word(queries.y, key), word(queries.z, key), word(queries.w, key)));
+}
+//# end
+
 //# entry attention_forward
 
-fn k_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(k[at.x + d], k[at.y + d], k[at.z + d], k[at.w + d]);
-}
-
-fn v_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(v[at.x + d], v[at.y + d], v[at.z + d], v[at.w + d]);
-}
+fn k_quad(at: vec4<u32>, d: u32) -> vec4<f32> { return vec4<f32>(k[at.x + d], k[at.y + d], k[at.z + d], k[at.w + d]); }
+fn v_quad(at: vec4<u32>, d: u32) -> vec4<f32> { return vec4<f32>(v[at.x + d], v[at.y + d], v[at.z + d], v[at.w + d]); }
 
 @compute @workgroup_size(WG, 1, 1)
 fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = wid.y * nwg.x + wid.x;
-    if (group >= p.groups) {
-        return;
-    }
-    let tile = tile_of(group);
+    if (group >= p.groups) { return; }
+    let tile = tile_of(group, p.query_len);
     let size = p.head_size;
     let first_query = tile.block * ROWS;
     let visible = horizon(min(first_query + ROWS, p.query_len) - 1u);
     let top = (visible + COLS - 1u) / COLS;
+    let pairs = (tile.batch * p.query_heads + tile.head) * p.query_len;
     let blocks = top - nearest(first_query) / COLS;
     let saved = group * ROWS * (size + 2u) + lane;
     //# repeat r 0..R
@@ -97,20 +147,12 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
         let first_key = (top - 1u - step) * COLS;
         let live = min(COLS, visible - first_key);
         let row = tile.batch * p.key_value_rows + first_key;
-        let column = tile.head / p.group * size;
-        var k_base = p.k_offset + row * p.k_stride + column;
-        var v_base = p.v_offset + row * p.v_stride + column;
-        var k_stride = p.k_stride;
-        var v_stride = p.v_stride;
-        if ((p.flags & INBOX) != 0u) {
-            k_stride = inbox_stride();
-            v_stride = k_stride;
-            k_base = group * COLS * k_stride;
-            v_base = k_base;
-        }
+        let k_row = p.k_offset + row * p.k_stride + tile.head / p.group * size;
+        let v_row = p.v_offset + row * p.v_stride + tile.head / p.group * size;
+        let rows = received(group, vec4<u32>(k_row, p.k_stride, v_row, p.v_stride));
         //# repeat j 0..QUADS
-        let k_at${j} = quad_rows(k_base, k_stride, ${j}u, live);
-        let v_at${j} = quad_rows(v_base, v_stride, ${j}u, live);
+        let k_at${j} = quad_rows(rows.x, rows.y, ${j}u, live);
+        let v_at${j} = quad_rows(rows.z, rows.w, ${j}u, live);
         let keys${j} = vec4<u32>(first_key + ${4*j}u) + vec4<u32>(0u, 1u, 2u, 3u);
         //# repeat r 0..R
         var s${r}_${j} = vec4<f32>(0.0);
@@ -152,10 +194,10 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
         l${r} = l${r} * fade${r};
         //# repeat j 0..QUADS
         s${r}_${j} = select(vec4<f32>(0.0), exp(s${r}_${j} - vec4<f32>(m${r})), seen${r}_${j});
-        l${r} = l${r} + s${r}_${j}.x;
-        l${r} = l${r} + s${r}_${j}.y;
-        l${r} = l${r} + s${r}_${j}.z;
-        l${r} = l${r} + s${r}_${j}.w;
+        l${r} = (((l${r} + s${r}_${j}.x) + s${r}_${j}.y) + s${r}_${j}.z) + s${r}_${j}.w;
+        //# if DROPOUT
+        s${r}_${j} = s${r}_${j} * key_factors(pairs + row${r}, keys${j}.x);
+        //# end
         //# end
         //# end
         //# if STAGED
@@ -190,7 +232,7 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
         }
     }
     //# repeat r 0..R
-    if (p.last_step < p.steps) {
+    if ((p.flags & SAVES) != 0u) {
         state[saved + ${r}u * WG] = m${r};
         state[saved + ROWS + ${r}u * WG] = l${r};
         for (var d = 0u; d < size; d++) {
@@ -208,25 +250,19 @@ fn attention_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
 
 //# entry attention_backward_query
 
-fn k_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(k[at.x + d], k[at.y + d], k[at.z + d], k[at.w + d]);
-}
-
-fn v_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(v[at.x + d], v[at.y + d], v[at.z + d], v[at.w + d]);
-}
+fn k_quad(at: vec4<u32>, d: u32) -> vec4<f32> { return vec4<f32>(k[at.x + d], k[at.y + d], k[at.z + d], k[at.w + d]); }
+fn v_quad(at: vec4<u32>, d: u32) -> vec4<f32> { return vec4<f32>(v[at.x + d], v[at.y + d], v[at.z + d], v[at.w + d]); }
 
 @compute @workgroup_size(WG, 1, 1)
 fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = wid.y * nwg.x + wid.x;
-    if (group >= p.groups) {
-        return;
-    }
-    let tile = tile_of(group);
+    if (group >= p.groups) { return; }
+    let tile = tile_of(group, p.query_len);
     let size = p.head_size;
     let first_query = tile.block * ROWS;
     let visible = horizon(min(first_query + ROWS, p.query_len) - 1u);
     let top = (visible + COLS - 1u) / COLS;
+    let pairs = (tile.batch * p.query_heads + tile.head) * p.query_len;
     let blocks = top - nearest(first_query) / COLS;
     let saved = group * ROWS * size + lane;
     //# repeat r 0..R
@@ -250,20 +286,12 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
         let first_key = (top - 1u - step) * COLS;
         let live = min(COLS, visible - first_key);
         let row = tile.batch * p.key_value_rows + first_key;
-        let column = tile.head / p.group * size;
-        var k_base = p.k_offset + row * p.k_stride + column;
-        var v_base = p.v_offset + row * p.v_stride + column;
-        var k_stride = p.k_stride;
-        var v_stride = p.v_stride;
-        if ((p.flags & INBOX) != 0u) {
-            k_stride = inbox_stride();
-            v_stride = k_stride;
-            k_base = group * COLS * k_stride;
-            v_base = k_base;
-        }
+        let k_row = p.k_offset + row * p.k_stride + tile.head / p.group * size;
+        let v_row = p.v_offset + row * p.v_stride + tile.head / p.group * size;
+        let rows = received(group, vec4<u32>(k_row, p.k_stride, v_row, p.v_stride));
         //# repeat j 0..QUADS
-        let k_at${j} = quad_rows(k_base, k_stride, ${j}u, live);
-        let v_at${j} = quad_rows(v_base, v_stride, ${j}u, live);
+        let k_at${j} = quad_rows(rows.x, rows.y, ${j}u, live);
+        let v_at${j} = quad_rows(rows.z, rows.w, ${j}u, live);
         let keys${j} = vec4<u32>(first_key + ${4*j}u) + vec4<u32>(0u, 1u, 2u, 3u);
         //# repeat r 0..R
         var s${r}_${j} = vec4<f32>(0.0);
@@ -320,6 +348,9 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
         }
         //# repeat r 0..R
         //# repeat j 0..QUADS
+        //# if DROPOUT
+        dp${r}_${j} = dp${r}_${j} * key_factors(pairs + row${r}, keys${j}.x);
+        //# end
         let p${r}_${j} = exp(p.scale * s${r}_${j} - lse${r});
         let seen${r}_${j} = keys${j} - vec4<u32>(first_seen${r}) < vec4<u32>(seen${r});
         s${r}_${j} = select(vec4<f32>(0.0), p${r}_${j} * (dp${r}_${j} - delta${r}), seen${r}_${j});
@@ -348,7 +379,7 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
         }
     }
     //# repeat r 0..R
-    if (p.last_step < p.steps) {
+    if ((p.flags & SAVES) != 0u) {
         for (var d = 0u; d < size; d++) {
             state[saved + d * ROWS + ${r}u * WG] = acc[d * ROWS + ${r}u * WG + lane];
         }
@@ -365,21 +396,14 @@ fn attention_backward_query(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
 
 var<workgroup> acc_v: array<f32, ${HEAD*ROWS}>;
 
-fn q_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(q[at.x + d], q[at.y + d], q[at.z + d], q[at.w + d]);
-}
-
-fn o_quad(at: vec4<u32>, d: u32) -> vec4<f32> {
-    return vec4<f32>(d_out[at.x + d], d_out[at.y + d], d_out[at.z + d], d_out[at.w + d]);
-}
+fn q_quad(at: vec4<u32>, d: u32) -> vec4<f32> { return vec4<f32>(q[at.x + d], q[at.y + d], q[at.z + d], q[at.w + d]); }
+fn o_quad(at: vec4<u32>, d: u32) -> vec4<f32> { return vec4<f32>(d_out[at.x + d], d_out[at.y + d], d_out[at.z + d], d_out[at.w + d]); }
 
 @compute @workgroup_size(WG, 1, 1)
 fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = wid.y * nwg.x + wid.x;
-    if (group >= p.groups) {
-        return;
-    }
-    let tile = tile_of(group);
+    if (group >= p.groups) { return; }
+    let tile = tile_of(group, p.key_value_len);
     let size = p.head_size;
     let first_key = tile.block * ROWS;
     // Queries that see one of the tile's keys, and their blocks. A key is seen from its position on, by `reach` queries.
@@ -410,21 +434,14 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         let first_query = (near + step % blocks) * COLS;
         let live = min(COLS, end - first_query);
         let row = tile.batch * p.query_len + first_query;
-        var q_base = p.q_offset + row * p.q_stride + head * size;
-        var o_base = p.o_offset + row * p.o_stride + head * size;
-        var scalar = p.row_offset + (tile.batch * p.query_heads + head) * p.row_stride + first_query;
-        var q_stride = p.q_stride;
-        var o_stride = p.o_stride;
-        if ((p.flags & INBOX) != 0u) {
-            q_stride = inbox_stride();
-            o_stride = q_stride;
-            q_base = group * COLS * q_stride;
-            o_base = q_base;
-            scalar = group * COLS;
-        }
+        let q_row = p.q_offset + row * p.q_stride + head * size;
+        let o_row = p.o_offset + row * p.o_stride + head * size;
+        let rows = received(group, vec4<u32>(q_row, p.q_stride, o_row, p.o_stride));
+        let first_scalar = p.row_offset + (tile.batch * p.query_heads + head) * p.row_stride + first_query;
+        let scalar = select(first_scalar, group * COLS, inbox());
         //# repeat j 0..QUADS
-        let q_at${j} = quad_rows(q_base, q_stride, ${j}u, live);
-        let o_at${j} = quad_rows(o_base, o_stride, ${j}u, live);
+        let q_at${j} = quad_rows(rows.x, rows.y, ${j}u, live);
+        let o_at${j} = quad_rows(rows.z, rows.w, ${j}u, live);
         let scalar_at${j} = quad_rows(scalar, 1u, ${j}u, live);
         let lse${j} = vec4<f32>(lse[scalar_at${j}.x], lse[scalar_at${j}.y], lse[scalar_at${j}.z], lse[scalar_at${j}.w]);
         let delta${j} = vec4<f32>(delta[scalar_at${j}.x], delta[scalar_at${j}.y], delta[scalar_at${j}.z], delta[scalar_at${j}.w]);
@@ -463,6 +480,12 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         let seen${r}_${j} = (queries${j} < vec4<u32>(p.query_len))
             & ((queries${j} + vec4<u32>(p.query_start - row${r}) < vec4<u32>(reach)) | vec4<bool>(!causal()));
         s${r}_${j} = select(vec4<f32>(0.0), exp(p.scale * s${r}_${j} - lse${j}), seen${r}_${j});
+        //# if DROPOUT
+        let kept${r}_${j} = query_factors((tile.batch * p.query_heads + head) * p.query_len + queries${j}, row${r});
+        let w${r}_${j} = s${r}_${j} * kept${r}_${j};
+        //# else
+        let w${r}_${j} = s${r}_${j};
+        //# end
         //# end
         //# end
         //# if STAGED
@@ -487,10 +510,10 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
             //# end
             //# repeat r 0..R
             dp${r}_${j} = fma(x${r}, t${j}, dp${r}_${j});
-            y${r} = fma(s${r}_${j}.x, t${j}.x, y${r});
-            y${r} = fma(s${r}_${j}.y, t${j}.y, y${r});
-            y${r} = fma(s${r}_${j}.z, t${j}.z, y${r});
-            y${r} = fma(s${r}_${j}.w, t${j}.w, y${r});
+            y${r} = fma(w${r}_${j}.x, t${j}.x, y${r});
+            y${r} = fma(w${r}_${j}.y, t${j}.y, y${r});
+            y${r} = fma(w${r}_${j}.z, t${j}.z, y${r});
+            y${r} = fma(w${r}_${j}.w, t${j}.w, y${r});
             //# end
             //# end
             //# repeat r 0..R
@@ -499,6 +522,9 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         }
         //# repeat r 0..R
         //# repeat j 0..QUADS
+        //# if DROPOUT
+        dp${r}_${j} = dp${r}_${j} * kept${r}_${j};
+        //# end
         s${r}_${j} = select(vec4<f32>(0.0), s${r}_${j} * (dp${r}_${j} - delta${j}), seen${r}_${j});
         //# end
         //# end
@@ -534,7 +560,7 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         }
     }
     //# repeat r 0..R
-    if (p.last_step < p.steps) {
+    if ((p.flags & SAVES) != 0u) {
         for (var d = 0u; d < size; d++) {
             state[saved + d * ROWS + ${r}u * WG] = acc[d * ROWS + ${r}u * WG + lane];
             state[saved + (size + d) * ROWS + ${r}u * WG] = acc_v[d * ROWS + ${r}u * WG + lane];
@@ -543,7 +569,7 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
         let at${r} = tile.batch * p.key_value_rows + row${r};
         for (var d = 0u; d < size; d++) {
             dkv[p.grad_offset + at${r} * p.grad_stride + tile.head * size + d] = p.scale * acc[d * ROWS + ${r}u * WG + lane];
-            dkv[p.grad_v_offset + at${r} * p.grad_v_stride + tile.head * size + d] = acc_v[d * ROWS + ${r}u * WG + lane];
+            dkv[p.grad_v_offset + at${r} * p.grad_stride + tile.head * size + d] = acc_v[d * ROWS + ${r}u * WG + lane];
         }
     }
     //# end
@@ -554,7 +580,7 @@ fn attention_backward_key_value(@builtin(workgroup_id) wid: vec3<u32>, @builtin(
 @compute @workgroup_size(WG, 1, 1)
 fn attention_delta(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = wid.y * nwg.x + wid.x;
-    let tile = tile_of(group);
+    let tile = tile_of(group, p.query_len);
     let row = tile.block * ROWS + lane;
     if (group >= p.groups || row >= p.query_len) {
         return;

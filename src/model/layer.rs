@@ -104,5 +104,6 @@ pub fn attention_shape(
         scale: 1.0 / (config.head_size() as f32).sqrt(),
         causal: true,
         window: None,
+        dropout: None,
     }
 }

@@ -181,6 +181,31 @@ pub fn word(seed: u64, index: u64) -> u32 {
     philox([(index / 4) as u32, (index >> 34) as u32, 0, WORDS], key(seed))[(index % 4) as usize]
 }
 
+/// The [`word`]s from `first` on.
+#[inline(always)]
+pub(super) fn word_run(seed: u64, first: u64, to: &mut [u32]) {
+    // What stands before a block of four goes to the end of the one before it, in a run of LANES blocks and one.
+    let mut run = [0; 4 * (LANES + 1)];
+    let at = (first % 4) as usize;
+    for (piece, to) in to.chunks_mut(4 * LANES).enumerate() {
+        let block = first / 4 + (piece * LANES) as u64;
+        let blocks: [u64; LANES] = std::array::from_fn(
+            #[inline(always)]
+            |i| block + i as u64,
+        );
+        let lanes = [blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32), [0; LANES], [WORDS; LANES]];
+        let words = philox_lanes(lanes, key(seed));
+        for (i, out) in run.as_chunks_mut::<4>().0.iter_mut().enumerate().take(LANES) {
+            *out = [words[0][i], words[1][i], words[2][i], words[3][i]];
+        }
+        if at + to.len() > 4 * LANES {
+            let block = block + LANES as u64;
+            run[4 * LANES..].copy_from_slice(&philox([block as u32, (block >> 32) as u32, 0, WORDS], key(seed)));
+        }
+        to.copy_from_slice(&run[at..][..to.len()]);
+    }
+}
+
 /// A standard normal value: a pure function of seed and index.
 pub fn normal(seed: u64, index: u64) -> f64 {
     f64::from(quantile(&QUANTILES, word(seed, index)))
@@ -367,4 +392,18 @@ fn fill_cases() -> Vec<Case> {
 
 fn words<P: bytemuck::Pod>(params: &P) -> Vec<u32> {
     bytemuck::cast_slice(bytemuck::bytes_of(params)).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{word, word_run};
+
+    #[test]
+    fn a_run_holds_the_words_one_by_one() {
+        for first in [0, 1, 62, 63, (1 << 34) - 70, u64::MAX - 300] {
+            let mut run = [0; 201];
+            word_run(7, first, &mut run);
+            (first..).zip(run).for_each(|(index, got)| assert_eq!(got, word(7, index), "{index}"));
+        }
+    }
 }

@@ -25,6 +25,7 @@ fn shapes() -> [Attention; 5] {
         scale: 0.3,
         causal: true,
         window: None,
+        dropout: None,
     };
     let cache = Attention { query_start: 30, key_value_len: 100, key_value_rows: 103, ..base.clone() };
     let full = Attention { key_value_len: 81, key_value_rows: 81, causal: false, ..base.clone() };

@@ -3,12 +3,12 @@
 
 use crate::rig;
 use gaufre::device::{ALL_CLASSES, Class, DEFAULT_TILE_SRAM, Device, Kernel, Variant, expand, workgroup_bytes};
-use gaufre::program::attention::{self, Attention, AttentionParams, Pass};
+use gaufre::program::attention::{self, Attention, AttentionParams, Dropout, Pass};
 use gaufre::program::check::{self, Truth};
 use gaufre::program::schedule::{Fabric, Schedule};
 use gaufre::program::{Case, Matrix, Program, initial};
 use gaufre::wafer::Wafer;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[test]
 fn within_bound_on_every_device() {
@@ -164,7 +164,12 @@ fn plain(head_size: usize, len: usize) -> Attention {
         scale: 1.0 / (head_size as f32).sqrt(),
         causal: true,
         window: None,
+        dropout: None,
     }
+}
+
+fn drops(rate: f32) -> Option<Dropout> {
+    Some(Dropout { key: 0x0123_4567_89ab_cdef, rate })
 }
 
 fn results(device: &Device, fabric: &Fabric, shape: &Attention) -> Vec<u32> {
@@ -182,7 +187,9 @@ fn superstep_equals_fused_bit_for_bit() {
     let cache = Attention { query_len: 40, query_start: 90, key_value_len: 130, key_value_rows: 133, ..plain(9, 40) };
     let windowed = Attention { window: Some(19), ..grouped.clone() };
     let behind = Attention { window: Some(50), ..cache.clone() };
-    let shapes = [plain(28, 37), grouped, full, large, cache, windowed, behind];
+    let dropping = Attention { dropout: drops(0.3), ..windowed.clone() };
+    let both = Attention { dropout: drops(0.1), ..large.clone() };
+    let shapes = [plain(28, 37), grouped, full, large, cache, windowed, behind, dropping, both];
     let native = [Device::reference().unwrap(), Device::oracle().unwrap()];
     for device in rig::devices("attention schedules").into_iter().chain(native) {
         for shape in &shapes {
@@ -198,7 +205,7 @@ fn superstep_equals_fused_bit_for_bit() {
 
 #[test]
 fn threads_do_not_change_bits() {
-    for shape in [plain(28, 37), plain(64, 200)] {
+    for shape in [plain(28, 37), plain(64, 200), Attention { dropout: drops(0.5), ..plain(64, 203) }] {
         let run = |threads| {
             let device = Device::host(threads).unwrap();
             results(&device, &fused(&device), &shape)
@@ -217,7 +224,9 @@ fn gradients_match_central_differences() {
     let full = Attention { causal: false, batch: 1, ..plain(3, 5) };
     let windowed = Attention { window: Some(3), ..grouped.clone() };
     let behind = Attention { window: Some(2), ..cache.clone() };
-    for shape in [grouped, cache, full, windowed, behind] {
+    let dropping = Attention { dropout: drops(0.3), ..grouped.clone() };
+    let both = Attention { dropout: drops(0.5), ..windowed.clone() };
+    for shape in [grouped, cache, full, windowed, behind, dropping, both] {
         let operands = Operands::random(&device, &shape);
         let cotangent = normal(2, &operands.d_out);
         let inputs = normal(1, &operands.qkv);
@@ -313,19 +322,100 @@ fn a_window_that_nothing_fills_changes_no_bit() {
     }
 }
 
-/// While it is set, launches are told of no window.
-static FORGETFUL: AtomicBool = AtomicBool::new(false);
+#[test]
+fn a_rate_of_nothing_changes_no_bit() {
+    for device in rig::devices("attention dropout") {
+        let run = |dropout| results(&device, &fused(&device), &Attention { dropout, ..plain(28, 37) });
+        let want = run(None);
+        assert!(run(drops(0.0)) == want, "{}", device.name());
+        assert!(run(drops(1e-2)) != want, "{}", device.name());
+    }
+}
 
-/// Cases whose windows can be forgotten.
+/// With unit rows as values, `out` holds the weights after dropout; with unit rows as its gradient, so does `dv`, transposed
+/// and added up over the heads of a group.
+#[test]
+fn both_passes_of_every_device_drop_what_the_words_say() {
+    let grouped = Attention { query_heads: 4, key_value_heads: 2, dropout: drops(0.4), ..plain(80, 75) };
+    let cache = Attention { query_start: 3, key_value_len: 78, key_value_rows: 79, window: Some(70), ..plain(80, 75) };
+    let cache = Attention { dropout: drops(0.4), ..cache };
+    let native = [Device::reference().unwrap(), Device::oracle().unwrap()];
+    for device in rig::devices("attention dropout").into_iter().chain(native) {
+        for shape in [&grouped, &cache] {
+            drops_what_the_words_say(&device, shape);
+        }
+    }
+}
+
+fn drops_what_the_words_say(device: &Device, shape: &Attention) {
+    let operands = Operands::random(device, shape);
+    let (size, len, keys) = (shape.head_size, shape.query_len, shape.key_value_len);
+    let unit = |row: usize, col: usize| f32::from(u8::from(row == col % size));
+    let mut values = normal(1, &operands.qkv);
+    for (row, values) in values.chunks_mut(operands.qkv.cols).enumerate() {
+        for (col, x) in values[operands.v.offset..].iter_mut().enumerate() {
+            *x = unit(row % shape.key_value_rows, col);
+        }
+    }
+    operands.qkv.upload(device, &values).unwrap();
+    let cols = operands.d_out.cols;
+    let units = (0..operands.d_out.rows * cols).map(|i| unit(i / cols % len, i % cols));
+    operands.d_out.upload(device, &units.collect::<Vec<_>>()).unwrap();
+    operands.forward(&fused(device));
+    operands.backward(&fused(device));
+    let (out, dv) = (operands.out.download(device).unwrap(), operands.dv.download(device).unwrap());
+    let (dropout, group) = (shape.dropout.unwrap(), shape.query_heads / shape.key_value_heads);
+    let kept = |b: usize, head: usize, t: usize, key: usize| {
+        let position = shape.query_start + t;
+        let index = ((b * shape.query_heads + head) * len + t) * keys + key;
+        let word = f64::from(initial::word(dropout.key, index as u64));
+        let seen = key <= position && shape.window.is_none_or(|window| position - key < window);
+        seen && word >= f64::from(dropout.rate) * 2.0f64.powi(32)
+    };
+    for (b, head) in (0..shape.batch).flat_map(|b| (0..shape.query_heads).map(move |head| (b, head))) {
+        for (t, key) in (0..len).flat_map(|t| (0..keys).map(move |key| (t, key))) {
+            let weight = out[(b * len + t) * operands.out.cols + head * size + key];
+            assert_eq!(weight > 0.0, kept(b, head, t, key), "out, {}: {head} {t} {key}, {shape:?}", device.name());
+            let of_group = dv[(b * shape.key_value_rows + key) * operands.dv.cols + head / group * size + t];
+            let first = head / group * group;
+            let any = (first..first + group).any(|head| kept(b, head, t, key));
+            assert_eq!(of_group > 0.0, any, "dv, {}: {head} {t} {key}, {shape:?}", device.name());
+        }
+    }
+}
+
+/// So many heads and keys that the indices of their pairs take more than the low word of a block's number: 2^34. A window of
+/// one key makes it quick, and every output its value, dropped or not.
+#[test]
+fn words_are_found_past_the_low_word() {
+    let many = 140_000;
+    let shape =
+        Attention { query_heads: many, key_value_heads: 1, query_len: 1, query_start: many - 1, ..plain(1, many) };
+    let shape = Attention { batch: 1, window: Some(1), dropout: drops(0.5), ..shape };
+    for device in rig::devices("attention, many heads") {
+        let new = |rows, cols| Matrix::new(&device, "many", rows, cols).unwrap();
+        let [q, k, v, out, lse] = [(1, many), (many, 1), (many, 1), (1, many), (many, 1)].map(|(r, c)| new(r, c));
+        v.upload(&device, &vec![1.0; many]).unwrap();
+        attention::forward(&fused(&device), &shape, &q, &k, &v, &out, &lse).unwrap();
+        for (head, x) in out.download(&device).unwrap().iter().enumerate() {
+            let word = initial::word(shape.dropout.unwrap().key, (head * many + many - 1) as u64);
+            assert_eq!(*x, if word < 1 << 31 { 0.0 } else { 2.0 }, "{}, head {head}", device.name());
+        }
+    }
+}
+
+/// While it is set, launches are told nothing of one word.
+static FORGETFUL: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Cases of which a word can be forgotten.
 fn forgetful(program: &Program) -> Vec<Case> {
-    let word = AttentionParams::FIELDS.iter().position(|(name, _)| *name == "window").unwrap();
     let forgets = |Case { label, fills, launch }| Case {
         label,
         fills,
         launch: Box::new(move |variant: &Variant| {
             let (mut words, groups) = launch(variant);
-            if FORGETFUL.load(Ordering::Relaxed) {
-                words[word] = 0;
+            if let Some(word) = words.get_mut(FORGETFUL.load(Ordering::Relaxed)) {
+                *word = 0;
             }
             (words, groups)
         }),
@@ -334,7 +424,7 @@ fn forgetful(program: &Program) -> Vec<Case> {
 }
 
 #[test]
-fn a_kernel_that_ignores_the_window_is_caught() {
+fn a_kernel_that_ignores_window_or_key_is_caught() {
     type Cases = fn() -> Vec<Case>;
     let planted: [(&Program, Cases); 3] = [
         (&attention::FORWARD, || forgetful(&attention::FORWARD)),
@@ -345,13 +435,16 @@ fn a_kernel_that_ignores_the_window_is_caught() {
         let Program { bound, fault, .. } = *program;
         let program = Box::leak(Box::new(Program { kernel: program.kernel.copy(), bound, cases, fault }));
         let truth = Truth::of(program, 1).unwrap();
-        for device in rig::devices("attention without windows") {
+        for device in rig::devices("attention, forgetful") {
             let caught = || truth.catches(&program.kernel, &device, None).unwrap();
             assert!(caught().is_none(), "{}", device.name());
-            FORGETFUL.store(true, Ordering::Relaxed);
-            let report = caught();
-            FORGETFUL.store(false, Ordering::Relaxed);
-            assert!(report.is_some_and(|report| report.case.contains("window")), "{}", device.name());
+            for (name, case) in [("window", "window"), ("key_low", "dropout"), ("key_high", "dropout")] {
+                let word = AttentionParams::FIELDS.iter().position(|(field, _)| *field == name).unwrap();
+                FORGETFUL.store(word, Ordering::Relaxed);
+                let report = caught();
+                FORGETFUL.store(usize::MAX, Ordering::Relaxed);
+                assert!(report.is_some_and(|report| report.case.contains(case)), "{}: {name}", device.name());
+            }
         }
     }
 }
@@ -400,6 +493,9 @@ fn wrong_shapes_are_refused() {
         Attention { window: Some(0), ..o.shape.clone() },
         Attention { window: Some(2), causal: false, ..o.shape.clone() },
         Attention { window: Some(2), query_start: 2, ..o.shape.clone() },
+        Attention { dropout: drops(1.0), ..o.shape.clone() },
+        Attention { dropout: drops(-0.1), ..o.shape.clone() },
+        Attention { dropout: drops(f32::NAN), ..o.shape.clone() },
     ] {
         assert!(attention::forward(&fabric, &shape, &o.q, &o.k, &o.v, &o.out, &o.lse).is_err(), "{shape:?}");
     }

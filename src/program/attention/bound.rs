@@ -14,9 +14,8 @@ struct Whole {
 }
 
 impl Whole {
-    fn new(args: &Args<'_, f64>) -> Whole {
-        let of = Shape::new(args);
-        Whole { of, batch: of.groups / (of.p.width * of.p.own_blocks) as usize }
+    fn new(of: Shape) -> Whole {
+        Whole { of, batch: of.groups / (of.p.width as usize * of.own_blocks()) }
     }
 
     fn query(&self, at: (u32, u32), b: usize, h: usize, t: usize) -> usize {
@@ -89,13 +88,15 @@ struct Pair {
     k: usize,
     d_out: usize,
     weight: f64,
+    /// What dropout multiplies the weight by.
+    factor: f64,
     d_score: f64,
 }
 
 impl<'a> Backward<'a> {
-    fn new(args: &Args<'a, f64>) -> Self {
+    fn new(args: &Args<'a, f64>, of: Shape) -> Self {
         Backward {
-            rows: Whole::new(args),
+            rows: Whole::new(of),
             q: args.read(0),
             k: args.read(1),
             v: args.read(2),
@@ -118,7 +119,8 @@ impl<'a> Backward<'a> {
                 let s = f64::from(p.scale) * dot(&self.q[q..][..size], &self.k[k..][..size]);
                 let weight = (s - lse).exp();
                 let dp = dot(&self.d_out[d_out..][..size], &self.v[v..][..size]);
-                f(b, h, t, j, Pair { q, k, d_out, weight, d_score: weight * (dp - delta) });
+                let factor = p.factor(b, h, t, j);
+                f(b, h, t, j, Pair { q, k, d_out, weight, factor, d_score: weight * (factor * dp - delta) });
             }
         });
     }
@@ -134,11 +136,17 @@ fn score_error(p: &AttentionParams, q: &[f64], k: &[f64]) -> f64 {
     p.scale.abs() as f64 * (dot_error(q, k, 1) + 2.0 * EPS * dot(q, k).abs())
 }
 
+/// Relative error of a weight's product with its factor of dropout: the rounding of the product, and in WGSL that of the
+/// number of words that keep it, an ulp, and the division by it, 2.5 ulp.
+fn factor_error(p: &AttentionParams) -> f64 {
+    if p.threshold > 0 { 8.0 * EPS } else { 0.0 }
+}
+
 /// `out` is a mean of values, weighted by `exp(s - m) / l`. A weight errs by its score, by its `exp`, and by the rescaling
 /// of each block: one `exp` and one rounding, the arguments of these `exp` adding up to no more than the spread of the
 /// scores. A block has 8 columns at least.
 pub(super) fn forward(args: &mut Args<'_, f64>) {
-    let rows = Whole::new(args);
+    let rows = Whole::new(Shape::of_queries(args));
     let (p, size) = (rows.of.p, rows.of.size);
     let (q, k, v) = (args.read(0), args.read(1), args.read(2));
     let (out, lse) = (args.write(3), args.write(4));
@@ -163,7 +171,8 @@ pub(super) fn forward(args: &mut Args<'_, f64>) {
         out.fill(0.0);
         for (j, (w, e)) in keys.zip(weights.iter().zip(&errors)) {
             let v = &v[rows.key((p.v_offset, p.v_stride), b, h, j)..][..size];
-            out.iter_mut().zip(v).for_each(|(o, v)| *o += w * v.abs() * (e + of_l + 3.0 * EPS));
+            let error = p.factor(b, h, t, j) * w * (e + of_l + 3.0 * EPS + factor_error(&p));
+            out.iter_mut().zip(v).for_each(|(o, v)| *o += error * v.abs());
         }
         // WGSL's log errs by 2^-21 between 1/2 and 2 and by 3 ulp elsewhere.
         lse[rows.scalar(b, h, t)] = of_l + EPS * (8.0 + 6.0 * l.ln().abs() + high.abs());
@@ -172,7 +181,7 @@ pub(super) fn forward(args: &mut Args<'_, f64>) {
 
 /// Either order of additions: one sum, or the host's partial sums.
 pub(super) fn delta(args: &mut Args<'_, f64>) {
-    let rows = Whole::new(args);
+    let rows = Whole::new(Shape::of_queries(args));
     let (p, size) = (rows.of.p, rows.of.size);
     let (out, d_out, delta) = (args.read(0), args.read(1), args.write(2));
     rows.each_query(|b, h, t| {
@@ -183,7 +192,7 @@ pub(super) fn delta(args: &mut Args<'_, f64>) {
 }
 
 impl Backward<'_> {
-    /// Relative error of a weight, and absolute error of the gradient of its score.
+    /// Relative error of a weight after dropout, and absolute error of the gradient of its score.
     fn pair_error(&self, b: usize, h: usize, t: usize, j: usize, pair: &Pair) -> (f64, f64) {
         let (rows, p, size) = (&self.rows, &self.rows.of.p, self.rows.of.size);
         let (lse, delta) = (self.lse[rows.scalar(b, h, t)], self.delta[rows.scalar(b, h, t)]);
@@ -192,14 +201,14 @@ impl Backward<'_> {
         let of_weight = score_error(p, q, k) + EPS * (x.abs() + (x + lse).abs()) + exp_error(x);
         let v = &self.v[rows.key((p.v_offset, p.v_stride), b, h, j)..][..size];
         let d_out = &self.d_out[pair.d_out..][..size];
-        let dp = dot(d_out, v);
-        let of_dp = dot_error(d_out, v, 1) + 2.0 * EPS * (dp - delta).abs();
-        (of_weight, pair.weight * (of_weight * (dp - delta).abs() + of_dp))
+        let dp = pair.factor * dot(d_out, v);
+        let of_dp = pair.factor * dot_error(d_out, v, 1) + factor_error(p) * dp.abs() + 2.0 * EPS * (dp - delta).abs();
+        (of_weight + factor_error(p), pair.weight * (of_weight * (dp - delta).abs() + of_dp))
     }
 }
 
 pub(super) fn backward_query(args: &mut Args<'_, f64>) {
-    let of = Backward::new(args);
+    let of = Backward::new(args, Shape::of_queries(args));
     let (p, size) = (of.rows.of.p, of.rows.of.size);
     let dq = args.write(6);
     let at = |b, h, t| of.rows.query((p.grad_offset, p.grad_stride), b, h, t);
@@ -220,14 +229,14 @@ fn clear(rows: &Whole, dkv: &mut [f64]) {
         for h in 0..p.query_heads as usize {
             for j in 0..p.key_value_len as usize {
                 dkv[rows.key((p.grad_offset, p.grad_stride), b, h, j)..][..size].fill(0.0);
-                dkv[rows.key((p.grad_v_offset, p.grad_v_stride), b, h, j)..][..size].fill(0.0);
+                dkv[rows.key((p.grad_v_offset, p.grad_stride), b, h, j)..][..size].fill(0.0);
             }
         }
     }
 }
 
 pub(super) fn backward_key_value(args: &mut Args<'_, f64>) {
-    let of = Backward::new(args);
+    let of = Backward::new(args, Shape::of_keys(args));
     let (p, size) = (of.rows.of.p, of.rows.of.size);
     let dkv = args.write(6);
     clear(&of.rows, dkv);
@@ -237,8 +246,8 @@ pub(super) fn backward_key_value(args: &mut Args<'_, f64>) {
         let factor = p.scale.abs() as f64 * (of_score + n * EPS * pair.d_score.abs());
         let dk = dkv[of.rows.key((p.grad_offset, p.grad_stride), b, h, j)..][..size].iter_mut();
         dk.zip(&of.q[pair.q..][..size]).for_each(|(to, q)| *to += factor * q.abs());
-        let factor = pair.weight * (of_weight + n * EPS);
-        let dv = dkv[of.rows.key((p.grad_v_offset, p.grad_v_stride), b, h, j)..][..size].iter_mut();
+        let factor = pair.factor * pair.weight * (of_weight + n * EPS);
+        let dv = dkv[of.rows.key((p.grad_v_offset, p.grad_stride), b, h, j)..][..size].iter_mut();
         dv.zip(&of.d_out[pair.d_out..][..size]).for_each(|(to, x)| *to += factor * x.abs());
     });
 }

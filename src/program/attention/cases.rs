@@ -1,7 +1,7 @@
-//! What the attention kernels are checked on: odd lengths, the largest head, grouped heads, a cache, no mask, and windows.
+//! What the attention kernels are checked on: odd lengths, the largest head, grouped heads, a cache, no mask, windows, and dropout.
 
 use super::pass::{Kind, extent};
-use super::{Attention, AttentionParams};
+use super::{Attention, AttentionParams, Dropout, runs};
 use crate::device::Variant;
 use crate::program::{Case, Fill, Matrix};
 
@@ -18,21 +18,28 @@ fn shapes() -> Vec<Attention> {
         scale: 0.189,
         causal: true,
         window: None,
+        dropout: None,
     };
+    let dropout = |rate| Some(Dropout { key: 0x9e37_79b9_7f4a_7c15, rate });
     let one = Attention { batch: 1, query_heads: 1, key_value_heads: 1, ..base.clone() };
     let grouped = Attention { query_heads: 4, key_value_heads: 2, head_size: 9, scale: 0.3333, ..base.clone() };
+    let cache = Attention { query_len: 5, query_start: 16, key_value_len: 21, key_value_rows: 24, ..grouped.clone() };
     vec![
         base.clone(),
         Attention { batch: 1, query_heads: 1, key_value_heads: 1, head_size: 256, scale: 0.0625, ..base.clone() },
         grouped.clone(),
         Attention { query_len: 5, query_start: 16, key_value_len: 21, key_value_rows: 24, ..base.clone() },
-        Attention { query_len: 1, query_start: 20, key_value_len: 21, key_value_rows: 24, ..base },
+        Attention { query_len: 1, query_start: 20, key_value_len: 21, key_value_rows: 24, ..base.clone() },
         Attention { query_len: 19, causal: false, ..one.clone() },
         Attention { query_len: 1, key_value_len: 1, key_value_rows: 1, ..one.clone() },
         Attention { query_len: 65, key_value_len: 65, key_value_rows: 65, ..one.clone() },
         Attention { query_len: 65, key_value_len: 65, key_value_rows: 65, window: Some(21), ..one.clone() },
-        Attention { query_len: 5, query_start: 16, key_value_len: 21, key_value_rows: 24, window: Some(7), ..grouped },
-        Attention { window: Some(1), ..one },
+        Attention { window: Some(7), ..cache.clone() },
+        Attention { window: Some(1), ..one.clone() },
+        Attention { dropout: dropout(0.1), ..base.clone() },
+        Attention { head_size: 256, scale: 0.0625, dropout: dropout(0.5), ..one.clone() },
+        Attention { window: Some(7), dropout: dropout(0.3), ..cache },
+        Attention { dropout: dropout(0.2), query_len: 19, causal: false, ..one },
     ]
 }
 
@@ -51,7 +58,7 @@ fn layout(shape: &Attention) -> Layout {
     let wide = |rows: usize| Fill::Normal { rows, cols, stride, scale: 1.0, mean: 0.0 };
     let mut params = shape.shape_params();
     (params.q_stride, params.o_stride, params.grad_stride) = (stride as u32, stride as u32, stride as u32);
-    (params.k_stride, params.v_stride, params.grad_v_stride) = (stride as u32, stride as u32, stride as u32);
+    (params.k_stride, params.v_stride) = (stride as u32, stride as u32);
     params.k_offset = query_cols as u32;
     params.v_offset = (query_cols + key_cols) as u32;
     params.row_stride = row_stride as u32;
@@ -79,8 +86,9 @@ fn no_state() -> Fill {
 
 fn case(shape: Attention, kind: Kind, params: AttentionParams, fills: Vec<Fill>) -> Case {
     let window = shape.window.map_or(String::new(), |window| format!(" window {window}"));
+    let dropout = shape.dropout.map_or(String::new(), |dropout| format!(" dropout {}", dropout.rate));
     let label = format!(
-        "B{} H{}/{} hd{} T{}@{} of {}{}{window}",
+        "B{} H{}/{} hd{} T{}@{} of {}{}{window}{dropout}",
         shape.batch,
         shape.query_heads,
         shape.key_value_heads,
@@ -95,14 +103,13 @@ fn case(shape: Attention, kind: Kind, params: AttentionParams, fills: Vec<Fill>)
         fills,
         launch: Box::new(move |variant: &Variant| {
             let mut params = params;
-            (params.own_blocks, params.steps) = extent(kind, &shape, &params, variant);
-            params.last_step = params.steps;
+            let (own_blocks, steps) = extent(kind, &shape, &params, variant);
+            params.last_step = steps;
             let heads = if kind == Kind::KeyValue { shape.key_value_heads } else { shape.query_heads };
             params.width = heads as u32;
             let words = bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec();
-            let room =
-                variant.constants.iter().all(|(name, size)| *name != "HEAD" || shape.head_size <= *size as usize);
-            (words, if room { shape.batch as u32 * params.own_blocks * params.width } else { 0 })
+            let groups = shape.batch as u32 * own_blocks * params.width;
+            (words, if runs(variant, &params) { groups } else { 0 })
         }),
     }
 }

@@ -14,13 +14,16 @@ use super::multiply::{Left, multiply};
 use super::tiles::{Shape, Tile};
 use super::{AttentionParams, CAUSAL, MAX_HEAD_SIZE};
 use crate::device::Args;
-use crate::program::vector;
+use crate::program::{initial, vector};
 
 /// The maximum before any score: finite, so that the first rescaling multiplies by `exp` of a huge negative number, 0.
 const LOWEST: f32 = -3.0e38;
 
 /// Own rows computed are rounded up to this: the widest vector. Also the partial sums of `delta`.
 pub(super) const LANES: usize = 16;
+
+/// Most rows of a block in any variant for native code.
+const OWN_MAX: usize = 64;
 
 /// One cache line, to align the scratch memory.
 #[repr(C, align(64))]
@@ -80,10 +83,10 @@ impl Shape {
     }
 
     /// Runs that rows of the own side have in an output: slots `first_slot ..`.
-    fn own_rows(&self, offset: u32, stride: u32, len: u32, sequence: u32, first_slot: usize, cuts: &mut Vec<Cut>) {
+    fn own_rows(&self, offset: u32, stride: u32, sequence: u32, first_slot: usize, cuts: &mut Vec<Cut>) {
         for group in 0..self.groups {
             let tile = self.tile(group);
-            for r in 0..self.live(tile, len) {
+            for r in 0..self.live(tile) {
                 let row = tile.batch * sequence as usize + tile.block * self.rows + r;
                 let start = offset as usize + row * stride as usize + tile.head * self.size;
                 cuts.push(Cut { start, len: self.size, tile: group, slot: first_slot + r });
@@ -130,6 +133,41 @@ fn rescale(acc: &mut [f32], scale: f32) {
     }
 }
 
+/// What the weights of a query and of neighbouring keys are multiplied by, from the index of their first pair.
+#[inline(always)]
+fn factors(p: &AttentionParams, first: u64, to: &mut [f32]) {
+    let gain = p.gain() as f32;
+    let mut words = [0; OWN_MAX];
+    let words = &mut words[..to.len()];
+    initial::word_run(p.key(), first, words);
+    for (to, &word) in to.iter_mut().zip(&*words) {
+        *to = if word < p.threshold { 0.0 } else { gain };
+    }
+}
+
+#[inline(always)]
+fn scale_by(x: &mut [f32], factors: &[f32]) {
+    for (x, factor) in x.iter_mut().zip(factors) {
+        *x *= factor;
+    }
+}
+
+impl Shape {
+    /// Multiplies what belongs to the pairs of own queries and `n` keys from `first_key` on, a row for each key, by the
+    /// pair's factor.
+    #[inline(always)]
+    fn drop_weights(&self, tile: Tile, s: &mut [f32], first_key: usize, n: usize) {
+        for r in 0..self.live(tile) {
+            let first = self.p.first_pair(tile.batch, tile.head, tile.block * self.rows + r) + first_key as u64;
+            let mut kept = [0.0; OWN_MAX];
+            factors(&self.p, first, &mut kept[..n]);
+            for (row, factor) in s.chunks_exact_mut(self.rows).zip(&kept[..n]) {
+                row[r] *= factor;
+            }
+        }
+    }
+}
+
 /// A tile of the forward pass.
 struct Forward<'a, 'b> {
     of: Shape,
@@ -149,7 +187,7 @@ impl WithSimd for Forward<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Forward { of, tile, operands: [q, k, v], out, lse, state, scratch: [qt, s, acc, m, l, fade] } = self;
         let Shape { p, rows, size, .. } = of;
-        let live = of.live(tile, p.query_len);
+        let live = of.live(tile);
         let (wide, first_query) = (live.next_multiple_of(LANES), tile.block * rows);
         let start = (tile.batch * p.query_len as usize + first_query) * p.q_stride as usize + tile.head * size;
         of.transpose(qt, q, p.q_offset as usize + start, p.q_stride, live);
@@ -169,6 +207,9 @@ impl WithSimd for Forward<'_, '_> {
             let values = of.received(v, row((p.v_offset, p.v_stride)), p.v_stride, tile);
             multiply(simd, (n, size, wide), Left::Rows(keys.data, keys.stride), qt, s, rows, false);
             soften(&p, s, m, l, fade, (rows, wide, n), first_query, first_key);
+            if p.threshold > 0 {
+                of.drop_weights(tile, s, first_key, n);
+            }
             for row in acc.chunks_exact_mut(rows) {
                 for (o, f) in row[..wide].iter_mut().zip(&fade[..wide]) {
                     *o *= f;
@@ -176,7 +217,7 @@ impl WithSimd for Forward<'_, '_> {
             }
             multiply(simd, (size, n, wide), Left::Columns(values.data, values.stride), s, acc, rows, true);
         }
-        if p.last_step < p.steps {
+        if p.saves() {
             state[..rows].copy_from_slice(m);
             state[rows..2 * rows].copy_from_slice(l);
             state[2 * rows..][..size * rows].copy_from_slice(acc);
@@ -240,11 +281,11 @@ fn soften(
 }
 
 pub(super) fn forward(args: &mut Args<'_, f32>) {
-    let of = Shape::new(args);
+    let of = Shape::of_queries(args);
     let p = of.p;
     let operands = [args.read(0), args.read(1), args.read(2)];
     let mut cuts = Vec::new();
-    of.own_rows(p.o_offset, p.o_stride, p.query_len, p.query_len, 0, &mut cuts);
+    of.own_rows(p.o_offset, p.o_stride, p.query_len, 0, &mut cuts);
     let out = carve(args.write(3), cuts, of.groups, of.rows);
     let lse = scalars_of_tiles(&of, args.write(4));
     let states = of.states(args.write(5), of.rows * (of.size + 2));
@@ -263,13 +304,13 @@ fn scalars_of_tiles<'a>(of: &Shape, data: &'a mut [f32]) -> Vec<Vec<&'a mut [f32
     let cut = |group| {
         let tile = of.tile(group);
         let start = of.scalar(tile.batch, tile.head, tile.block * of.rows);
-        Cut { start, len: of.live(tile, of.p.query_len), tile: group, slot: 0 }
+        Cut { start, len: of.live(tile), tile: group, slot: 0 }
     };
     carve(data, (0..of.groups).map(cut).collect(), of.groups, 1)
 }
 
 pub(super) fn delta(args: &mut Args<'_, f32>) {
-    let of = Shape::new(args);
+    let of = Shape::of_queries(args);
     let (p, size) = (of.p, of.size);
     let (out, d_out) = (args.read(0), args.read(1));
     let tiles = scalars_of_tiles(&of, args.write(2)).into_par_iter().enumerate();
@@ -322,7 +363,7 @@ impl WithSimd for Query<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Query { of, tile, operands: [q, k, v, d_out, lse, delta], dq, state, scratch: [qt, ot, s, dp, acc] } = self;
         let Shape { p, rows, size, .. } = of;
-        let live = of.live(tile, p.query_len);
+        let live = of.live(tile);
         let (wide, first_query) = (live.next_multiple_of(LANES), tile.block * rows);
         let row = tile.batch * p.query_len as usize + first_query;
         let start = |offset: u32, stride: u32| offset as usize + row * stride as usize + tile.head * size;
@@ -342,6 +383,9 @@ impl WithSimd for Query<'_, '_> {
             let values = of.received(v, row((p.v_offset, p.v_stride)), p.v_stride, tile);
             multiply(simd, (n, size, wide), Left::Rows(keys.data, keys.stride), qt, s, rows, false);
             multiply(simd, (n, size, wide), Left::Rows(values.data, values.stride), ot, dp, rows, false);
+            if p.threshold > 0 {
+                of.drop_weights(tile, dp, first_key, n);
+            }
             for (c, (s, dp)) in s.chunks_exact_mut(rows).zip(dp.chunks_exact(rows)).take(n).enumerate() {
                 let (from, to) = seeing(&p, first_key + c, first_query, live);
                 s[..from].fill(0.0);
@@ -353,7 +397,7 @@ impl WithSimd for Query<'_, '_> {
             }
             multiply(simd, (size, n, wide), Left::Columns(keys.data, keys.stride), s, acc, rows, true);
         }
-        if p.last_step < p.steps {
+        if p.saves() {
             state[..size * rows].copy_from_slice(acc);
         } else {
             rescale(acc, p.scale);
@@ -367,11 +411,11 @@ fn backward_operands<'a>(args: &Args<'a, f32>) -> [&'a [f32]; 6] {
 }
 
 pub(super) fn backward_query(args: &mut Args<'_, f32>) {
-    let of = Shape::new(args);
+    let of = Shape::of_queries(args);
     let p = of.p;
     let operands = backward_operands(args);
     let mut cuts = Vec::new();
-    of.own_rows(p.grad_offset, p.grad_stride, p.query_len, p.query_len, 0, &mut cuts);
+    of.own_rows(p.grad_offset, p.grad_stride, p.query_len, 0, &mut cuts);
     let dq = carve(args.write(6), cuts, of.groups, of.rows);
     let states = of.states(args.write(7), of.rows * of.size);
     dq.into_par_iter().zip(states).enumerate().for_each(|(group, (mut dq, state))| {
@@ -403,7 +447,7 @@ impl WithSimd for KeyValue<'_, '_> {
         let KeyValue { of, tile, operands: [q, k, v, d_out, lse, delta], dkv, state, scratch } = self;
         let [kt, vt, s, dp, dk, dv] = scratch;
         let Shape { p, rows, size, .. } = of;
-        let live = of.live(tile, p.key_value_len);
+        let live = of.live(tile);
         let (wide, first_key) = (live.next_multiple_of(LANES), tile.block * rows);
         let row = tile.batch * p.key_value_rows as usize + first_key;
         let start = |offset: u32, stride: u32| offset as usize + row * stride as usize + tile.head * size;
@@ -426,9 +470,18 @@ impl WithSimd for KeyValue<'_, '_> {
             multiply(simd, (n, size, wide), Left::Rows(gradients.data, gradients.stride), vt, dp, rows, false);
             for (c, (s, dp)) in s.chunks_exact_mut(rows).zip(dp.chunks_exact_mut(rows)).take(n).enumerate() {
                 let seen = of.seen(first_query + c, first_key, live);
+                let mut kept = [0.0; OWN_MAX];
+                if p.threshold > 0 {
+                    let first = p.first_pair(tile.batch, head, first_query + c) + first_key as u64;
+                    factors(&p, first, &mut kept[..live]);
+                    scale_by(&mut dp[..live], &kept);
+                }
                 for (s, dp) in s[seen.clone()].iter_mut().zip(&mut dp[seen.clone()]) {
                     *s = vector::exp(p.scale * *s - lse[at + c]);
                     *dp = *s * (*dp - delta[at + c]);
+                }
+                if p.threshold > 0 {
+                    scale_by(&mut s[..live], &kept);
                 }
                 for none in [&mut s[..wide], &mut dp[..wide]] {
                     none[..seen.start].fill(0.0);
@@ -438,7 +491,7 @@ impl WithSimd for KeyValue<'_, '_> {
             multiply(simd, (size, n, wide), Left::Columns(gradients.data, gradients.stride), s, dv, rows, true);
             multiply(simd, (size, n, wide), Left::Columns(queries.data, queries.stride), dp, dk, rows, true);
         }
-        if p.last_step < p.steps {
+        if p.saves() {
             state[..size * rows].copy_from_slice(dk);
             state[size * rows..][..size * rows].copy_from_slice(dv);
             return;
@@ -451,12 +504,12 @@ impl WithSimd for KeyValue<'_, '_> {
 }
 
 pub(super) fn backward_key_value(args: &mut Args<'_, f32>) {
-    let of = Shape::new(args);
+    let of = Shape::of_keys(args);
     let p = of.p;
     let operands = backward_operands(args);
     let mut cuts = Vec::new();
-    of.own_rows(p.grad_offset, p.grad_stride, p.key_value_len, p.key_value_rows, 0, &mut cuts);
-    of.own_rows(p.grad_v_offset, p.grad_v_stride, p.key_value_len, p.key_value_rows, of.rows, &mut cuts);
+    of.own_rows(p.grad_offset, p.grad_stride, p.key_value_rows, 0, &mut cuts);
+    of.own_rows(p.grad_v_offset, p.grad_stride, p.key_value_rows, of.rows, &mut cuts);
     let dkv = carve(args.write(6), cuts, of.groups, 2 * of.rows);
     let states = of.states(args.write(7), 2 * of.rows * of.size);
     dkv.into_par_iter().zip(states).enumerate().for_each(|(group, (mut dkv, state))| {

@@ -4,7 +4,9 @@
 //! `s = scale * q . k`, `p = softmax(s)` over the keys a query may see, `out = p v`; backward recomputes `p` from the saved
 //! `lse = ln sum exp s`: `dv = p^T dout`, `ds = p * (dout v^T - delta)`, `dq = scale ds k`, `dk = scale ds^T q`,
 //! `delta = rowsum(dout * out)` (Dao et al., arXiv 2205.14135, 2307.08691). With a sliding window a query sees only the
-//! last keys before it (Jiang et al., arXiv 2310.06825).
+//! last keys before it (Jiang et al., arXiv 2310.06825). With dropout `out = (f p) v`, where a random word of each pair makes
+//! `f` 0 or the inverse of the share that is kept; then `dv = (f p)^T dout`, `ds = p * (f * (dout v^T) - delta)`, and `lse`
+//! stays what it is (Srivastava et al. 2014; on the weights as in Vaswani et al., arXiv 1706.03762).
 //!
 //! Four kernels. `attention_forward` and `attention_backward_query` keep a block of queries of one head on a tile and
 //! receive blocks of keys and values from the farthest the block may see, downwards: with causal attention the diagonal
@@ -61,12 +63,37 @@ pub struct Attention {
     /// Of these, how many at most: it sees a key if its position less the key's is below this. Wants `causal`; `None`
     /// and a window that no query fills are one.
     pub window: Option<usize>,
+    /// Dropout of the softmax weights; `None` and a rate of 0 are one.
+    pub dropout: Option<Dropout>,
 }
+
+/// Which softmax weights become zero; the others are divided by the share that is kept. Of sequence `b`, query head `h`,
+/// query `t` and key `j` it is the one whose [`word`](super::initial::word) of `key`, at index
+/// `((b * query_heads + h) * query_len + t) * key_value_len + j`, lies below `rate * 2^32`: on every device the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Seed of the words: another for each attention of a step, the same in its forward and its backward pass.
+    pub key: u64,
+    /// The share that becomes zero: 0 or more, less than 1.
+    pub rate: f32,
+}
+
+impl Dropout {
+    /// Random words below this drop a weight.
+    fn threshold(&self) -> u32 {
+        (f64::from(self.rate) * WORDS).ceil() as u32
+    }
+}
+
+/// Number of random words.
+const WORDS: f64 = 4_294_967_296.0;
 
 /// Flag of [`AttentionParams`]: causal.
 const CAUSAL: u32 = 1;
 /// Flag: received blocks lie in inboxes, one after the other by workgroup.
 const INBOX: u32 = 2;
+/// Flag: steps are left to do, so the state is saved and no result written.
+const SAVES: u32 = 4;
 
 crate::params! {
     /// Parameters of all four kernels. `own` is the side that stays on the tile: keys and values in
@@ -74,11 +101,10 @@ crate::params! {
     pub struct AttentionParams {
         /// First step of this launch: restores the saved state when not 0.
         first_step: u32,
-        /// One past the last step: results are written when it is `steps`, else the state is saved.
+        /// One past the last step.
         last_step: u32,
-        /// Steps of the longest tile.
-        steps: u32,
-        /// Sum of flags: 1 causal, 2 received blocks lie in inboxes, one after the other by workgroup.
+        /// Sum of flags: 1 causal; 2 received blocks lie in inboxes, one after the other by workgroup; 4 steps are left to do,
+        /// so the state is saved, else results are written.
         flags: u32,
         /// First block row of the round.
         first_row: u32,
@@ -86,8 +112,6 @@ crate::params! {
         first_col: u32,
         /// Block columns of the round.
         width: u32,
-        /// Own blocks of a sequence.
-        own_blocks: u32,
         /// Query heads.
         query_heads: u32,
         /// Query heads of a key/value head.
@@ -124,16 +148,20 @@ crate::params! {
         o_stride: u32,
         /// `dq`, `dk`, or `d_out` (delta).
         grad_offset: u32,
-        /// Elements from one of its rows to the next.
+        /// Elements from one of its rows to the next; of `dv` too.
         grad_stride: u32,
         /// `dv`.
         grad_v_offset: u32,
-        /// Elements from one of its rows to the next.
-        grad_v_stride: u32,
         /// `lse` and `delta`: one row a sequence and query head.
         row_offset: u32,
         /// Elements from one of their rows to the next.
         row_stride: u32,
+        /// Seed of the random words, low word.
+        key_low: u32,
+        /// The same, high word.
+        key_high: u32,
+        /// Random words below it drop a weight; 0: no dropout.
+        threshold: u32,
     }
 }
 
@@ -141,9 +169,11 @@ const GPU: &[Class] = &[Class::Gpu];
 const SOFTWARE: &[Class] = &[Class::Software];
 const NATIVE: &[Class] = &[Class::Native];
 
-/// A shape for WGSL: lanes, rows a lane, columns a block, largest head size, whether blocks are staged in shared memory.
+/// A shape for WGSL: lanes, rows a lane, columns a block, largest head size, whether blocks are staged in shared memory,
+/// and whether it drops weights.
 macro_rules! tile {
-    ($name:literal, $classes:ident, $wg:literal x $rows:literal, $cols:literal, $head:literal, staged $staged:literal) => {
+    ($name:expr, $classes:ident, $wg:literal x $rows:literal, $cols:literal, $head:literal, staged $staged:literal,
+     dropout $dropout:literal) => {
         Variant {
             name: $name,
             classes: $classes,
@@ -155,51 +185,74 @@ macro_rules! tile {
                 ("QUADS", $cols / 4),
                 ("HEAD", $head),
                 ("STAGED", $staged),
+                ("DROPOUT", $dropout),
             ],
         }
     };
 }
 
-/// A shape for native code.
-macro_rules! native {
-    ($name:literal, $rows:literal x $cols:literal, $head:literal) => {
-        Variant { name: $name, classes: NATIVE, constants: &[("ROWS", $rows), ("COLS", $cols), ("HEAD", $head)] }
+/// Shapes for WGSL, each without dropout and with it, so that what does not drop pays for nothing, and shapes for native
+/// code, which do either.
+macro_rules! variants {
+    ($($name:literal, $classes:ident, $wg:literal x $rows:literal, $cols:literal, $head:literal, staged $staged:literal;)*
+     native $($native:literal, $own:literal x $block:literal, $most:literal;)*) => {
+        &[
+            $(tile!($name, $classes, $wg x $rows, $cols, $head, staged $staged, dropout 0),)*
+            $(tile!(concat!($name, "drop"), $classes, $wg x $rows, $cols, $head, staged $staged, dropout 1),)*
+            $(Variant {
+                name: $native,
+                classes: NATIVE,
+                constants: &[("ROWS", $own), ("COLS", $block), ("HEAD", $most)],
+            },)*
+        ]
     };
 }
 
 /// A lane's accumulators lie in workgroup memory, so a tile has as many lanes as its SRAM has room for: at head size 64
 /// 64 rows for the queries. The first of a class takes every head size; [`variant_for`] prefers the smallest that holds the head.
-const QUERY_VARIANTS: &[Variant] = &[
-    tile!("gpu16x8h256", GPU, 16 x 1, 8, 256, staged 1),
-    tile!("gpu32x16h128", GPU, 32 x 1, 16, 128, staged 1),
-    tile!("gpu64x16h64", GPU, 64 x 1, 16, 64, staged 1),
-    tile!("lanes8x2x16h256", SOFTWARE, 8 x 2, 16, 256, staged 0),
-    tile!("lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0),
-    native!("host32x64h256", 32 x 64, 256),
-    native!("host64x64h128", 64 x 64, 128),
-];
+const QUERY_VARIANTS: &[Variant] = variants! {
+    "gpu16x8h256", GPU, 16 x 1, 8, 256, staged 1;
+    "gpu32x16h128", GPU, 32 x 1, 16, 128, staged 1;
+    "gpu64x16h64", GPU, 64 x 1, 16, 64, staged 1;
+    "lanes8x2x16h256", SOFTWARE, 8 x 2, 16, 256, staged 0;
+    "lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0;
+    native
+    "host32x64h256", 32 x 64, 256;
+    "host64x64h128", 64 x 64, 128;
+};
 
 /// Two accumulators a row instead of one, so half the rows.
-const KEY_VALUE_VARIANTS: &[Variant] = &[
-    tile!("gpu8x8h256", GPU, 8 x 1, 8, 256, staged 1),
-    tile!("gpu16x16h128", GPU, 16 x 1, 16, 128, staged 1),
-    tile!("gpu32x16h64", GPU, 32 x 1, 16, 64, staged 1),
-    tile!("lanes8x1x16h256", SOFTWARE, 8 x 1, 16, 256, staged 0),
-    tile!("lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0),
-    native!("host16x64h256", 16 x 64, 256),
-    native!("host32x64h128", 32 x 64, 128),
-    native!("host64x64h64", 64 x 64, 64),
-];
+const KEY_VALUE_VARIANTS: &[Variant] = variants! {
+    "gpu8x8h256", GPU, 8 x 1, 8, 256, staged 1;
+    "gpu16x16h128", GPU, 16 x 1, 16, 128, staged 1;
+    "gpu32x16h64", GPU, 32 x 1, 16, 64, staged 1;
+    "lanes8x1x16h256", SOFTWARE, 8 x 1, 16, 256, staged 0;
+    "lanes8x4x8h64", SOFTWARE, 8 x 4, 8, 64, staged 0;
+    native
+    "host16x64h256", 16 x 64, 256;
+    "host32x64h128", 32 x 64, 128;
+    "host64x64h64", 64 x 64, 64;
+};
 
-const DELTA_VARIANTS: &[Variant] = &[tile!("rows64", ALL, 64 x 1, 4, 256, staged 0)];
+const DELTA_VARIANTS: &[Variant] = &[tile!("rows64", ALL, 64 x 1, 4, 256, staged 0, dropout 0)];
 const ALL: &[Class] = crate::device::ALL_CLASSES;
 
-/// The shape of a kernel for a head size: of a class, the one with the least room that suffices.
-fn variant_for(kernel: &'static Kernel, class: Class, head_size: usize) -> &'static Variant {
+/// Whether a variant has room for a head and drops weights as told; native code and `delta` do either.
+fn runs(variant: &Variant, params: &AttentionParams) -> bool {
+    let meets = |(name, value): &(&str, u32)| match *name {
+        "HEAD" => params.head_size <= *value,
+        "DROPOUT" => (params.threshold > 0) == (*value == 1),
+        _ => true,
+    };
+    variant.constants.iter().all(meets)
+}
+
+/// The shape of a kernel for a launch: of a class, the one with the least room that suffices.
+fn variant_for(kernel: &'static Kernel, class: Class, params: &AttentionParams) -> &'static Variant {
     kernel
         .variants
         .iter()
-        .filter(|v| v.classes.contains(&class) && v.get("HEAD") as usize >= head_size)
+        .filter(|v| v.classes.contains(&class) && runs(v, params))
         .min_by_key(|v| v.get("HEAD"))
         .unwrap_or_else(|| kernel.variant(class))
 }
@@ -325,7 +378,7 @@ pub fn forward(
 }
 
 /// Queues the backward pass from `d_out`: writes `delta` (`[batch * query_heads, query_len]`, at the offset and stride of
-/// `lse`), `dq`, `dk` and `dv` (of the shapes of `q`, `k`, `v`; `dk` and `dv` slices of one view). Rows of `dk` and `dv` past
+/// `lse`), `dq`, `dk` and `dv` (of the shapes of `q`, `k`, `v`; `dk` and `dv` slices of one matrix). Rows of `dk` and `dv` past
 /// `key_value_len` are left as they are.
 ///
 /// # Errors
@@ -353,9 +406,9 @@ pub fn backward(
     (params.o_offset, params.o_stride) = place(out);
     (params.grad_offset, params.grad_stride) = place(d_out);
     let kernel = &DELTA.kernel;
-    params.own_blocks = shape.query_len.div_ceil(kernel.variant(class).get("ROWS") as usize) as u32;
     params.width = params.query_heads;
-    let groups = shape.batch as u32 * params.own_blocks * params.width;
+    let own_blocks = params.query_len.div_ceil(kernel.variant(class).get("ROWS"));
+    let groups = shape.batch as u32 * own_blocks * params.width;
     super::launch(device, kernel, &params, |_| groups, &[out, d_out, delta].map(|m| m.view.clone()))?;
     fabric.run(&queries)?;
     fabric.run(&keys)
@@ -390,6 +443,9 @@ impl Attention {
             if self.query_start + self.query_len >= self.key_value_len.saturating_add(window) {
                 return fail("no key lies in the window of the last query".into());
             }
+        }
+        if self.dropout.is_some_and(|dropout| !(0.0..1.0).contains(&dropout.rate)) {
+            return fail("the rate of dropout is not in 0..1".into());
         }
         let shapes = [
             (queries, self.batch * self.query_len, self.query_heads * self.head_size),
@@ -431,6 +487,10 @@ impl Attention {
         p.flags = if self.causal { CAUSAL } else { 0 };
         // A window that no query fills hides nothing.
         p.window = self.window.filter(|&w| w < self.query_start + self.query_len).unwrap_or(0) as u32;
+        if let Some(dropout) = &self.dropout {
+            (p.key_low, p.key_high) = (dropout.key as u32, (dropout.key >> 32) as u32);
+            p.threshold = dropout.threshold();
+        }
         p
     }
 

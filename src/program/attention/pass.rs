@@ -1,7 +1,9 @@
 //! One of the three stepwise kernels with its operands, ready for a fabric: blocks, steps, and what a tile receives when.
 //! It knows the route; it must never know the arithmetic.
 
-use super::{Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, INBOX, place, variant_for};
+use super::{
+    Attention, AttentionParams, BACKWARD_KEY_VALUE, BACKWARD_QUERY, FORWARD, INBOX, SAVES, place, variant_for,
+};
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Launch, Result, Variant, View};
 use crate::program::Matrix;
 use crate::program::schedule::{Block, Round, Source, Stepwise};
@@ -24,6 +26,8 @@ pub struct Pass<'a> {
     variant: &'static Variant,
     shape: &'a Attention,
     params: AttentionParams,
+    /// Own blocks of a sequence, and steps of the longest tile.
+    extent: (u32, u32),
     /// All bindings but the state, operands in place.
     views: Vec<View>,
     received: Vec<Matrix>,
@@ -89,12 +93,12 @@ impl<'a> Pass<'a> {
         dv: &Matrix,
     ) -> Result<Pass<'a>> {
         shape.check(&[q, d_out], &[k, v, dk, dv], &[lse, delta])?;
-        if !dk.view.is_same(&dv.view) {
-            return Err(DeviceError::Usage("attention: dk and dv must be slices of one view".into()));
+        if !dk.view.is_same(&dv.view) || dk.stride != dv.stride {
+            return Err(DeviceError::Usage("attention: dk and dv must be slices of one matrix".into()));
         }
         let mut params = shape.gradient_params([q, k, v, d_out], [lse, delta])?;
         (params.grad_offset, params.grad_stride) = place(dk);
-        (params.grad_v_offset, params.grad_v_stride) = place(dv);
+        params.grad_v_offset = dv.offset as u32;
         let operands = [q, k, v, d_out, lse, delta, dk];
         Ok(Pass::new(Kind::KeyValue, shape, class, params, &operands, &[q, d_out, lse, delta]))
     }
@@ -103,7 +107,7 @@ impl<'a> Pass<'a> {
         kind: Kind,
         shape: &'a Attention,
         class: Class,
-        mut params: AttentionParams,
+        params: AttentionParams,
         operands: &[&Matrix],
         received: &[&Matrix],
     ) -> Self {
@@ -112,11 +116,11 @@ impl<'a> Pass<'a> {
             Kind::Query => &BACKWARD_QUERY.kernel,
             Kind::KeyValue => &BACKWARD_KEY_VALUE.kernel,
         };
-        let variant = variant_for(kernel, class, shape.head_size);
-        (params.own_blocks, params.steps) = extent(kind, shape, &params, variant);
+        let variant = variant_for(kernel, class, &params);
+        let extent = extent(kind, shape, &params, variant);
         let views = operands.iter().map(|m| m.view.clone()).collect();
         let received = received.iter().map(|&m| m.clone()).collect();
-        Pass { kind, kernel, variant, shape, params, views, received }
+        Pass { kind, kernel, variant, shape, params, extent, views, received }
     }
 
     /// Rows that stay on a tile, and rows of a block that it receives.
@@ -169,11 +173,11 @@ impl Stepwise for Pass<'_> {
             Kind::KeyValue => self.shape.key_value_heads,
             Kind::Forward | Kind::Query => self.shape.query_heads,
         };
-        (self.shape.batch as u32 * self.params.own_blocks, heads as u32)
+        (self.shape.batch as u32 * self.extent.0, heads as u32)
     }
 
     fn steps(&self) -> u32 {
-        self.params.steps
+        self.extent.1
     }
 
     fn operands(&self) -> usize {
@@ -196,7 +200,7 @@ impl Stepwise for Pass<'_> {
     }
 
     fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block> {
-        let (batch, block) = ((i / self.params.own_blocks) as usize, (i % self.params.own_blocks) as usize);
+        let (batch, block) = ((i / self.extent.0) as usize, (i % self.extent.0) as usize);
         let (first, rows, head) = self.arrival(block, j as usize, step as usize)?;
         let m = &self.received[operand];
         let (base, size) = (m.view.offset + m.offset, self.shape.head_size);
@@ -222,6 +226,9 @@ impl Stepwise for Pass<'_> {
         let mut params = self.params;
         (params.first_step, params.last_step) = (first, last);
         (params.first_row, params.first_col, params.width) = (round.first_row, round.first_col, round.width);
+        if last < self.steps() {
+            params.flags |= SAVES;
+        }
         let mut views = self.views.clone();
         if let Source::Inbox(inboxes) = source {
             params.flags |= INBOX;

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::{AttentionParams, CAUSAL, INBOX};
+use super::{AttentionParams, CAUSAL, INBOX, SAVES, WORDS};
 use crate::device::Args;
-use crate::program::Matrix;
+use crate::program::{Matrix, initial};
 
 /// One tile: which block of which sequence and head.
 #[derive(Clone, Copy)]
@@ -33,6 +33,8 @@ pub(super) struct Shape {
     pub size: usize,
     /// Tiles.
     pub groups: usize,
+    /// Rows of the own side in a sequence.
+    own_len: usize,
 }
 
 /// Rows of the other side that a tile received or reads in place.
@@ -48,6 +50,33 @@ impl AttentionParams {
     /// Whether received blocks lie in inboxes.
     pub(super) fn inbox(&self) -> bool {
         self.flags & INBOX != 0
+    }
+
+    /// Whether steps are left to do.
+    pub(super) fn saves(&self) -> bool {
+        self.flags & SAVES != 0
+    }
+
+    /// Seed of the random words.
+    pub(super) fn key(&self) -> u64 {
+        u64::from(self.key_high) << 32 | u64::from(self.key_low)
+    }
+
+    /// Index of the random word of a query's pair with key 0.
+    pub(super) fn first_pair(&self, batch: usize, head: usize, query: usize) -> u64 {
+        ((batch * self.query_heads as usize + head) as u64 * u64::from(self.query_len) + query as u64)
+            * u64::from(self.key_value_len)
+    }
+
+    /// What a weight that is not dropped is multiplied by: exactly 1 without dropout.
+    pub(super) fn gain(&self) -> f64 {
+        WORDS / (WORDS - f64::from(self.threshold))
+    }
+
+    /// What the weight of a pair is multiplied by.
+    pub(super) fn factor(&self, batch: usize, head: usize, query: usize, key: usize) -> f64 {
+        let word = || initial::word(self.key(), self.first_pair(batch, head, query) + key as u64);
+        if self.threshold > 0 && word() < self.threshold { 0.0 } else { self.gain() }
     }
 
     /// The keys that query `row` of a sequence sees.
@@ -108,46 +137,60 @@ impl AttentionParams {
 }
 
 impl Shape {
-    /// The shape of a launch of any of the kernels.
-    pub fn new<F>(args: &Args<'_, F>) -> Shape {
+    /// The shape of a launch whose tiles keep queries.
+    pub fn of_queries<F>(args: &Args<'_, F>) -> Shape {
+        Shape::new(args, |p| p.query_len)
+    }
+
+    /// The shape of a launch whose tiles keep keys and values.
+    pub fn of_keys<F>(args: &Args<'_, F>) -> Shape {
+        Shape::new(args, |p| p.key_value_len)
+    }
+
+    fn new<F>(args: &Args<'_, F>, own_len: fn(&AttentionParams) -> u32) -> Shape {
         let p: AttentionParams = args.params();
         let (rows, cols) = (args.variant.get("ROWS") as usize, args.variant.get("COLS") as usize);
-        Shape { p, rows, cols, size: p.head_size as usize, groups: args.groups as usize }
+        let (size, groups, own_len) = (p.head_size as usize, args.groups as usize, own_len(&p) as usize);
+        Shape { p, rows, cols, size, groups, own_len }
+    }
+
+    /// Own blocks of a sequence.
+    pub fn own_blocks(&self) -> usize {
+        self.own_len.div_ceil(self.rows)
     }
 
     /// Tile number `group` of the launch.
     pub fn tile(&self, group: usize) -> Tile {
         let p = &self.p;
         let i = p.first_row as usize + group / p.width as usize;
-        let own = p.own_blocks as usize;
+        let own = self.own_blocks();
         Tile { group, batch: i / own, block: i % own, head: p.first_col as usize + group % p.width as usize }
     }
 
-    /// Own rows of a tile that exist, `len` to a sequence.
-    pub fn live(&self, tile: Tile, len: u32) -> usize {
-        self.own(tile, len).len()
+    /// Own rows of a tile that exist.
+    pub fn live(&self, tile: Tile) -> usize {
+        self.own(tile).len()
     }
 
     /// The same in their sequence.
-    fn own(&self, tile: Tile, len: u32) -> Range<usize> {
-        tile.block * self.rows..(len as usize).min((tile.block + 1) * self.rows)
+    fn own(&self, tile: Tile) -> Range<usize> {
+        tile.block * self.rows..self.own_len.min((tile.block + 1) * self.rows)
     }
 
     /// Whether this launch restores or saves state.
     pub fn partial(&self) -> bool {
-        self.p.first_step > 0 || self.p.last_step < self.p.steps
+        self.p.first_step > 0 || self.p.saves()
     }
 
     /// First key and number of keys that a tile of queries receives at a step; `None` after the last block.
     pub fn key_block(&self, tile: Tile, step: u32) -> Option<(usize, usize)> {
-        let keys = self.p.keys_at(&self.own(tile, self.p.query_len), self.cols, step as usize)?;
+        let keys = self.p.keys_at(&self.own(tile), self.cols, step as usize)?;
         Some((keys.start, keys.len()))
     }
 
     /// Query head, first query and number of queries that a tile of keys receives at a step; `None` after the last block.
     pub fn query_block(&self, tile: Tile, step: u32) -> Option<(usize, usize, usize)> {
-        let own = self.own(tile, self.p.key_value_len);
-        let (head, queries) = self.p.queries_at(&own, self.cols, step as usize)?;
+        let (head, queries) = self.p.queries_at(&self.own(tile), self.cols, step as usize)?;
         Some((tile.head * self.p.group as usize + head, queries.start, queries.len()))
     }
 

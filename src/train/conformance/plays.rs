@@ -50,6 +50,7 @@ fn attend(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>)> {
         scale: 0.2,
         causal: true,
         window: None,
+        dropout: None,
     };
     let device = fabric.device();
     let rows = shape.batch * shape.query_len;
