@@ -2,10 +2,11 @@
 
 use crate::rig;
 use gaufre::device::Device;
+use gaufre::model::PRESETS;
 use gaufre::program::check::{self, Fault, Truth};
 use gaufre::program::schedule::Fabric;
 use gaufre::program::{Case, Program, activation, all};
-use gaufre::train::conformance::{self, Gradients, Part, Row, compare_step, same_bits, tiny};
+use gaufre::train::conformance::{self, Gradients, Part, Row, Step, compare_step, same_bits, tiny};
 
 /// A training step that no device runs: smooth values, with the rounding of f32 everywhere but on the oracle.
 fn step(device: &Device) -> Gradients {
@@ -18,7 +19,7 @@ fn step(device: &Device) -> Gradients {
 
 #[test]
 fn every_planted_fault_is_caught_on_host() {
-    let found = conformance::run(&rig::host(), 1, true, &|fabric| Ok(tiny::step(fabric)?), &|_| {});
+    let found = conformance::run(&rig::host(), 1, true, &tiny::steps(), &|_| {});
     for program in all() {
         let name = program.kernel.name;
         let planted = found.canaries.iter().filter(|canary| canary.subject == name).count();
@@ -26,7 +27,11 @@ fn every_planted_fault_is_caught_on_host() {
     }
     let names =
         |part| found.rows.iter().filter(|row| row.part == part).map(|row| row.name.as_str()).collect::<Vec<_>>();
-    let played = ["matmul_nt", "matmul_nn", "matmul_tn", "attention_forward", "attention_backward", "training step"];
+    let mut played =
+        ["matmul_nt", "matmul_nn", "matmul_tn", "attention_forward", "attention_backward"].map(String::from).to_vec();
+    played.push("training step of gpt2-tiny".into());
+    let tiny = PRESETS.iter().filter(|(name, _)| name.ends_with("-tiny"));
+    played.extend(tiny.map(|(name, _)| format!("training step of {name}")));
     assert_eq!(names(Part::Schedule), played);
     for program in all().iter().filter(|program| program.kernel.host.is_some()) {
         let reference = format!("{}, reference", program.kernel.name);
@@ -102,7 +107,8 @@ fn what_was_not_run_does_not_pass() {
     assert!(!Row::new(Part::Program, "no elements", 3, 0, 0.0, String::new()).passed);
     assert!(!Row::new(Part::Program, "not a number", 3, 8, f64::NAN, String::new()).passed);
     let broken = |_: &Fabric| anyhow::bail!("no step here");
-    let found = conformance::run(&rig::host(), 1, false, &broken, &|_| {});
+    let steps = [Step { name: "broken".into(), run: Box::new(broken) }];
+    let found = conformance::run(&rig::host(), 1, false, &steps, &|_| {});
     assert!(!found.passed());
     assert!(found.rows.iter().any(|row| row.part == Part::Step && !row.passed));
 }

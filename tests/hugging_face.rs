@@ -1,4 +1,5 @@
-//! GPT-2 in and out of folders of Hugging Face: equal bytes there and back, and what is refused by name.
+//! Models in and out of folders of Hugging Face: equal bytes there and back, and what is refused by name. GPT-2 here, what
+//! is every family's in tests/hugging_face/families.rs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,6 +14,8 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
 
+mod families;
+
 const CONFIG: &str = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 3, "n_embd": 12, "n_positions": 16,
     "vocab_size": 259, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "n_ctx": 16, "resid_pdrop": 0.1}"#;
 
@@ -26,22 +29,20 @@ struct Model {
     tensors: BTreeMap<String, Raw>,
 }
 
-fn model() -> Config {
-    read_config("tiny", CONFIG).unwrap()
+/// The name of a tensor in a checkpoint of the bare transformer.
+fn bare(name: &str) -> &str {
+    let prefixes = ["transformer.", "gpt_neox.", "model."];
+    prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
 }
 
 impl Model {
-    /// Random weights of a type; `prefix` is `transformer.` or nothing.
-    fn new(dtype: Dtype, prefix: &str) -> Model {
+    /// Random weights of a type, for a `config.json`; `whole`: named as in checkpoints of the model with its head.
+    fn new(config: &str, dtype: Dtype, whole: bool) -> Model {
         let mut tensors = BTreeMap::new();
-        for (number, parameter) in Table::new(&model()).parameters.iter().enumerate() {
-            let mut shape = vec![parameter.rows, parameter.cols];
-            if stored_as(parameter).transposed {
-                shape.reverse();
-            }
-            if parameter.vector {
-                shape.remove(0);
-            }
+        let model = read_config("tiny", config).unwrap();
+        for (number, parameter) in Table::new(&model).parameters.iter().enumerate() {
+            let stored = stored_as(&model, parameter);
+            let shape = stored.order.shape(parameter.rows, parameter.cols, parameter.vector);
             let bytes = (0..parameter.count()).flat_map(|i| {
                 let x = word(number as u64, i) as f32 / u32::MAX as f32 - 0.5;
                 match dtype {
@@ -50,9 +51,14 @@ impl Model {
                     _ => x.to_le_bytes().to_vec(),
                 }
             });
-            tensors.insert(format!("{prefix}{}", parameter.name), (dtype, shape, bytes.collect()));
+            let name = if whole { &stored.name } else { bare(&stored.name) };
+            tensors.insert(name.to_owned(), (dtype, shape, bytes.collect()));
         }
-        Model { config: CONFIG.into(), tensors }
+        Model { config: config.into(), tensors }
+    }
+
+    fn config(&self) -> Config {
+        read_config("tiny", &self.config).unwrap()
     }
 
     /// Writes the folder, in one file or in two with an index.
@@ -110,57 +116,57 @@ impl Desk {
     }
 
     /// Trains a step that changes nothing: the rate is 0 in f32.
-    fn train(&self, init: &str, run: &str) {
+    fn train(&self, init: &str, run: &str, flags: &str) {
         let still = "--steps 1 --lr 1e-60 --weight-decay 0 --batch-size 1 --eval-every 0 --val-split 0 --device host";
-        self.succeed(&format!("train --init {init} --data text --tokenizer byte {still} --out {run}"));
+        self.succeed(&format!("train --init {init} --data text --tokenizer byte {still} --out {run} {flags}"));
     }
 }
 
+/// A file holds the tensors of a model and no others, named as in checkpoints of the whole.
 fn same_tensors(model: &Model, path: &Path) {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let kept = model.tensors.iter().filter(|(name, _)| !name.ends_with(".attn.bias") && *name != "lm_head.weight");
-    let mut count = 0;
-    for (name, (dtype, shape, bytes)) in kept {
-        let found = file.tensor(&format!("transformer.{}", name.trim_start_matches("transformer."))).unwrap();
+    let config = model.config();
+    let parameters = Table::new(&config).parameters;
+    for parameter in &parameters {
+        let name = stored_as(&config, parameter).name;
+        let (dtype, shape, bytes) = model.tensors.get(&name).unwrap_or_else(|| &model.tensors[bare(&name)]);
+        let found = file.tensor(&name).unwrap();
         assert_eq!((found.dtype(), found.shape()), (*dtype, shape.as_slice()), "{name}");
         assert!(found.data() == bytes, "{name}: other bytes");
-        count += 1;
     }
-    assert_eq!(file.len(), count);
+    assert_eq!(file.len(), parameters.len());
 }
 
 #[test]
 fn import_and_export_give_equal_bytes() {
     let desk = Desk::new();
-    for (case, (dtype, word, prefix, sharded)) in [
-        (Dtype::F32, "f32", "", false),
-        (Dtype::F16, "f16", "transformer.", true),
-        (Dtype::BF16, "bf16", "transformer.", false),
-    ]
-    .into_iter()
-    .enumerate()
+    for (case, (dtype, word, whole, sharded)) in
+        [(Dtype::F32, "f32", false, false), (Dtype::F16, "f16", true, true), (Dtype::BF16, "bf16", true, false)]
+            .into_iter()
+            .enumerate()
     {
-        let mut model = Model::new(dtype, prefix);
+        let mut model = Model::new(CONFIG, dtype, whole);
+        let prefix = if whole { "transformer." } else { "" };
         let mask = (Dtype::U8, vec![1, 1, 16, 16], vec![1; 256]);
         model.tensors.insert(format!("{prefix}h.0.attn.bias"), mask);
         let head = model.tensors[&format!("{prefix}wte.weight")].clone();
         model.tensors.insert("lm_head.weight".into(), head);
         let names = ["in", "run", "out"].map(|part| format!("{part}{case}"));
         model.write(&desk.path(&names[0]), sharded);
-        desk.train(&names[0], &names[1]);
+        desk.train(&names[0], &names[1], "");
         desk.succeed(&format!("export {} {} --dtype {word}", names[1], names[2]));
         same_tensors(&model, &desk.path(&names[2]).join("model.safetensors"));
         let text = fs::read_to_string(desk.path(&names[2]).join("config.json")).unwrap();
-        assert_eq!(read_config("tiny", &text).unwrap(), self::model());
+        assert_eq!(read_config("tiny", &text).unwrap(), model.config());
     }
 }
 
 #[test]
 fn what_was_exported_says_the_same() {
     let desk = Desk::new();
-    Model::new(Dtype::F32, "").write(&desk.path("in"), true);
-    desk.train("in", "run");
+    Model::new(CONFIG, Dtype::F32, false).write(&desk.path("in"), true);
+    desk.train("in", "run", "");
     desk.succeed("export run out");
     for (folder, file) in [("in", "a"), ("out", "b")] {
         desk.succeed(&format!("eval --init {folder} --data text --dump-logits {file} --device host"));
@@ -196,7 +202,7 @@ fn a_model_without_biases_is_exported_with_biases_of_zero() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
-    let good = Model::new(Dtype::F32, "");
+    let good = Model::new(CONFIG, Dtype::F32, false);
     let tensor = |model: &mut Model, name: &str, change: &dyn Fn(&mut Raw)| {
         change(model.tensors.get_mut(name).unwrap());
     };
@@ -233,7 +239,7 @@ fn what_does_not_fit_is_refused_by_name() {
             },
             &["lm_head.weight", "wte.weight"],
         ),
-        ("other family", &|m| m.config = m.config.replace("gpt2", "llama"), &["model_type", "llama"]),
+        ("other family", &|m| m.config = m.config.replace("gpt2", "bert"), &["model_type", "bert", "gpt_neox"]),
         ("other function", &|m| m.config = m.config.replace("gelu_new", "mish"), &["activation_function", "mish"]),
         ("other width", &|m| m.config = m.config.replace("12", "24"), &["wte.weight", "[259, 24]"]),
         ("no configuration", &|m| m.config.truncate(20), &["config.json"]),
@@ -277,7 +283,7 @@ fn broken_files_are_refused_before_anything_is_written() {
     ];
     for (spoil, parts) in cases {
         let desk = Desk::new();
-        Model::new(Dtype::F32, "").write(&desk.path("in"), true);
+        Model::new(CONFIG, Dtype::F32, false).write(&desk.path("in"), true);
         spoil(&desk.path("in"));
         let output = desk.gaufre("train --init in --data text --tokenizer byte --device host --out run");
         let said = String::from_utf8(output.stderr).unwrap();

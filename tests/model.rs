@@ -19,6 +19,14 @@ fn presets_have_the_published_counts() {
         ("gpt3-xl", 1_315_723_264),
         ("gpt3-13b", 12_853_386_240),
         ("gpt3-175b", 174_604_259_328),
+        ("gpt-j-6b", 6_050_882_784),
+        ("gpt-neox-20b", 20_554_567_680),
+        ("pythia-70m", 70_426_624),
+        ("pythia-160m", 162_322_944),
+        ("pythia-410m", 405_334_016),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("mistral-7b", 7_241_732_096),
     ];
     for (name, count) in published {
         assert_eq!(Table::new(&preset(name).unwrap()).count(), count, "{name}");

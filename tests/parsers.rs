@@ -381,11 +381,22 @@ fn index_of_prepared_data() {
 
 #[test]
 fn hugging_face_config() {
-    let config =
-        model::Config::parse("tiny", "layers = 2\nheads = 2\nd_model = 8\ncontext = 4\nvocab_size = 5\n").unwrap();
-    let seed = model::hugging_face::write_config(&config, "float32");
-    attack("config.json", &[seed.as_bytes()], |bytes| {
-        model::hugging_face::read_config("mutant", &String::from_utf8_lossy(bytes)).map_err(|e| e.to_string()).is_ok()
+    let written = |(name, _): &(&str, &str)| {
+        let config = model::preset(name).unwrap().with_vocabulary(65).unwrap();
+        model::hugging_face::write_config(&config, "float32").unwrap()
+    };
+    let mut seeds: Vec<String> = model::PRESETS.iter().map(written).collect();
+    // As newer versions write rotary positions.
+    let scaling =
+        r#"{"rope_type":"llama3","rope_theta":5e5,"factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0}"#;
+    seeds.push(format!(r#"{{"model_type":"llama","rope_parameters":{scaling},"dtype":"float16","layer_types":null}}"#));
+    seeds.push(r#"{"model_type":"gpt_neox","rope_parameters":{"rope_theta":1e4,"partial_rotary_factor":0.5}}"#.into());
+    let seeds: Vec<&[u8]> = seeds.iter().map(String::as_bytes).collect();
+    attack("config.json", &seeds, |bytes| {
+        let found = model::hugging_face::read_config("mutant", &String::from_utf8_lossy(bytes));
+        // What was taken is written, or refused, without a panic.
+        let written = found.as_ref().map(|config| model::hugging_face::write_config(config, "float32"));
+        found.as_ref().map_err(ToString::to_string).is_ok() && written.is_ok()
     });
 }
 

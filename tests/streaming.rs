@@ -3,7 +3,7 @@
 
 use crate::rig;
 use gaufre::device::{Class, Device};
-use gaufre::model::{Config, Micro, Recompute, Shape};
+use gaufre::model::{Config, Micro, PRESETS, Recompute, Shape, preset};
 use gaufre::program::initial::word;
 use gaufre::store::durable::{Disk, RealDisk};
 use gaufre::store::{Archive, Format, Placement, Role, Spill, StoreError};
@@ -22,8 +22,8 @@ fn model(layers: usize) -> Config {
     Config::parse("tiny", &text).unwrap()
 }
 
-fn batches(step: u64) -> Vec<Micro> {
-    let ids = |key: u64| (0..SHAPE.rows() as u64).map(|i| word(key, i) % 2111).collect();
+fn batches(step: u64, vocabulary: usize) -> Vec<Micro> {
+    let ids = |key: u64| (0..SHAPE.rows() as u64).map(|i| word(key, i) % vocabulary as u32).collect();
     (0..SHAPE.micro_batches as u64)
         .map(|m| Micro { inputs: ids(step % 3 * 100 + m), targets: ids(step % 3 * 100 + m + 50) })
         .collect()
@@ -73,19 +73,20 @@ fn archive(folder: &std::path::Path, in_place: bool, setup: &Setup) -> Archive {
         scratch_bytes: 0,
         gradients_wait: needs::gradients_wait(setup),
         dry: setup.dry,
-        spill_bytes: (SHAPE.rows() * 88 * 4) as u64,
+        spill_bytes: needs::spill_bytes(setup),
         disk: RealDisk.share(),
     }
 }
 
 /// Bits of losses and norms, of all weights and of all that the optimiser keeps, after so many steps.
 fn train(device: &Device, setup: Setup, steps: u64) -> Vec<u32> {
+    let vocabulary = setup.model.vocab_size;
     let mut trainer = Trainer::new(device.clone(), setup).unwrap();
     let mut bits = Vec::new();
     device.run(|| {
         trainer.store().commit(0, &0).unwrap();
         for step in 1..=steps {
-            let result = trainer.step(step, 1e-2, &batches(step)).unwrap();
+            let result = trainer.step(step, 1e-2, &batches(step, vocabulary)).unwrap();
             assert!(!result.skipped && result.loss.is_finite(), "{result:?}");
             bits.extend([result.loss.to_bits(), result.grad_norm.to_bits()]);
             trainer.store().commit(step, &step).unwrap();
@@ -163,6 +164,29 @@ fn every_place_gives_the_bits_of_the_resident_one() {
     }
 }
 
+/// The tiny of each family, on a disk in both ways, spilled, in the least memory.
+#[test]
+fn every_family_streams_to_the_bits_of_the_resident_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = || PRESETS.iter().filter(|(name, _)| name.ends_with("-tiny")).map(|(name, _)| preset(name).unwrap());
+    for device in rig::devices("every_family_streams_to_the_bits_of_the_resident_one") {
+        for model in tiny() {
+            let name = model.name.clone();
+            for (rules, in_place) in [("adafactor bf16 layer", true), ("adamw", false)] {
+                let of = || Setup { model: model.clone(), ..setup(rules) };
+                let resident = train(&device, of(), 3);
+                let on_disk = Setup { spill: Some(Spill::Disk), ..of() };
+                let device_memory = memory(&device, &on_disk, 0);
+                let path = folder.path().join(format!("{name} {in_place} {}", device.class() as u8));
+                let archive = Some(archive(&path, in_place, &on_disk));
+                let streamed = Setup { placement: Placement::Disk, archive, device_memory, ..on_disk };
+                let what = format!("{name}, {rules} on a disk, in place {in_place}, {}", device.name());
+                assert_equal_bits(&resident, &train(&device, streamed, 3), &what);
+            }
+        }
+    }
+}
+
 /// The store of a folder is the checkpoint: opened again, it holds the last step that was committed.
 #[test]
 fn a_store_on_a_disk_is_its_own_checkpoint() {
@@ -188,7 +212,7 @@ fn a_store_on_a_disk_is_its_own_checkpoint() {
                 let mut trainer = on_disk(step - 1);
                 device.run(|| {
                     trainer.store().commit(step - 1, &(step - 1)).unwrap();
-                    let result = trainer.step(step, 1e-2, &batches(step)).unwrap();
+                    let result = trainer.step(step, 1e-2, &batches(step, 2111)).unwrap();
                     bits.extend([result.loss.to_bits(), result.grad_norm.to_bits()]);
                     trainer.store().commit(step, &step).unwrap();
                     trainer.store().drain().unwrap();
@@ -209,7 +233,7 @@ fn a_dry_step_has_the_norm_of_a_real_one() {
             let mut trainer = Trainer::new(device.clone(), setup).unwrap();
             device.run(|| {
                 let before = held(&mut trainer);
-                let result = trainer.step(1, 1e-2, &batches(1)).unwrap();
+                let result = trainer.step(1, 1e-2, &batches(1, 2111)).unwrap();
                 (result, before == held(&mut trainer))
             })
         };
@@ -238,7 +262,7 @@ fn device_memory_is_flat_in_depth() {
         let before = device.counters().allocated_bytes;
         let setup = Setup { placement: Placement::Ram, device_memory, ..setup };
         let mut trainer = Trainer::new(device.clone(), setup).unwrap();
-        device.run(|| trainer.step(1, 1e-2, &batches(1)).unwrap());
+        device.run(|| trainer.step(1, 1e-2, &batches(1, 2111)).unwrap());
         device.counters().allocated_bytes - before
     };
     let [few, some, many] = [4, 16, 64].map(|layers| bytes(layers, Spill::Ram));

@@ -3,10 +3,10 @@
 
 use crate::rig;
 use gaufre::device::Device;
-use gaufre::model::{Config, Decoder, Micro, Recompute, Shape};
+use gaufre::model::{Config, Decoder, Micro, PRESETS, Recompute, Shape, preset};
 use gaufre::program::initial::word;
 use gaufre::program::schedule::Schedule;
-use gaufre::store::{Placement, Role};
+use gaufre::store::{Placement, Role, Spill};
 use gaufre::train::{Setup, Trainer};
 use gaufre::wafer::Wafer;
 
@@ -21,9 +21,19 @@ fn setup(model: Config) -> Setup {
     Setup { seed: 7, recompute: Recompute::None, ..Setup::new(model, SHAPE) }
 }
 
-fn batches(step: u64) -> Vec<Micro> {
-    let rows = SHAPE.rows() as u64;
-    let ids = |key: u64| (0..rows).map(|i| word(key, i) % 211).collect();
+/// The tiny of each family, and with dropout too.
+fn families() -> Vec<Config> {
+    let tiny = PRESETS.iter().filter(|(name, _)| name.ends_with("-tiny")).map(|(name, _)| preset(name).unwrap());
+    let gpt2 = Config { dropout: 0.2, ..model(2, 84, true) };
+    let mut all: Vec<Config> = tiny.collect();
+    all.push(Config { dropout: 0.2, ..all[0].clone() });
+    all.push(gpt2);
+    all
+}
+
+fn batches(config: &Config, step: u64) -> Vec<Micro> {
+    let (rows, vocabulary) = (SHAPE.rows() as u64, config.vocab_size as u32);
+    let ids = |key: u64| (0..rows).map(|i| word(key, i) % vocabulary).collect();
     (0..SHAPE.micro_batches as u64)
         .map(|m| Micro { inputs: ids(step * 100 + m), targets: ids(step * 100 + m + 50) })
         .collect()
@@ -31,11 +41,12 @@ fn batches(step: u64) -> Vec<Micro> {
 
 /// Bits of the losses, norms and all weights after three steps.
 fn train(device: Device, setup: Setup) -> Vec<u32> {
+    let config = setup.model.clone();
     let mut trainer = Trainer::new(device.clone(), setup).unwrap();
     let mut bits = Vec::new();
     device.clone().run(|| {
         for step in 1..=3 {
-            let result = trainer.step(step, 1e-2, &batches(step)).unwrap();
+            let result = trainer.step(step, 1e-2, &batches(&config, step)).unwrap();
             assert!(!result.skipped && result.loss.is_finite());
             bits.extend([result.loss.to_bits(), result.grad_norm.to_bits()]);
         }
@@ -58,6 +69,66 @@ fn two_runs_are_equal() {
         let a = train(device.clone(), setup(model(2, 84, true)));
         assert_equal_bits(&a, &train(device.clone(), setup(model(2, 84, true))), device.name());
     }
+}
+
+/// Each family, in all that may change no bit: threads, schedule and grid, recomputation, where parameters live.
+#[test]
+fn families_give_equal_bits_in_every_way() {
+    let one = Device::host(1).unwrap();
+    for config in families() {
+        let plain = train(one.clone(), setup(config.clone()));
+        for threads in [2, 3] {
+            let what = format!("{} with {threads} threads", config.name);
+            assert_equal_bits(&plain, &train(Device::host(threads).unwrap(), setup(config.clone())), &what);
+        }
+    }
+    for device in rig::devices("families_give_equal_bits_in_every_way") {
+        for config in families() {
+            let plain = train(device.clone(), setup(config.clone()));
+            let mut ways = vec![Setup { recompute: Recompute::Layer, ..setup(config.clone()) }];
+            ways.extend([(1, 1), (3, 2), (8, 8)].map(|(width, height)| {
+                let wafer = Wafer::new(width, height);
+                Setup { schedule: Schedule::Superstep, wafer, ..setup(config.clone()) }
+            }));
+            let least = least_memory(&device, &config);
+            ways.extend([0, 10, 60].map(|percent| Setup {
+                placement: Placement::Ram,
+                device_memory: Some(least + least * percent / 100),
+                spill: Some(if percent == 10 { Spill::Ram } else { Spill::None }),
+                recompute: Recompute::Layer,
+                ..setup(config.clone())
+            }));
+            for way in ways {
+                let what = format!(
+                    "{} on {}: {:?} on {:?}, {:?}, {:?} bytes, spilled {:?}",
+                    config.name,
+                    device.name(),
+                    way.schedule,
+                    way.wafer,
+                    way.placement,
+                    way.device_memory,
+                    way.spill
+                );
+                assert_equal_bits(&plain, &train(device.clone(), way), &what);
+            }
+        }
+    }
+}
+
+/// The least device memory in which a model trains whose layer inputs stay.
+fn least_memory(device: &Device, config: &Config) -> u64 {
+    let (mut fails, mut fits) = (0, 1 << 32);
+    let made = |bytes| {
+        let recompute = Recompute::Layer;
+        let setup = Setup { placement: Placement::Ram, device_memory: Some(bytes), recompute, ..setup(config.clone()) };
+        let spill = Some(Spill::None);
+        Trainer::new(device.clone(), Setup { spill, ..setup }).is_ok()
+    };
+    while fits - fails > 4096 {
+        let middle = (fits + fails) / 2;
+        if made(middle) { fits = middle } else { fails = middle }
+    }
+    fits
 }
 
 #[test]
@@ -120,8 +191,9 @@ fn device_memory_does_not_matter() {
 fn a_step_that_is_not_finite_writes_nothing() {
     for device in rig::devices("a_step_that_is_not_finite_writes_nothing") {
         for planted in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut trainer = Trainer::new(device.clone(), setup(model(1, 84, true))).unwrap();
-            trainer.step(1, 1e-2, &batches(1)).unwrap();
+            let config = model(1, 84, true);
+            let mut trainer = Trainer::new(device.clone(), setup(config.clone())).unwrap();
+            trainer.step(1, 1e-2, &batches(&config, 1)).unwrap();
             let tensor = trainer.store().tensors().iter().position(|t| t.name == "h.0.mlp.c_fc.weight").unwrap();
             let mut weights = trainer.store().read(tensor, Role::Weight).unwrap();
             weights[17] = planted;
@@ -134,7 +206,7 @@ fn a_step_that_is_not_finite_writes_nothing() {
                 cells.flatten().map(f32::to_bits).collect()
             };
             let before = all(&mut trainer);
-            assert!(trainer.step(2, 1e-2, &batches(2)).unwrap().skipped, "{} {planted}", device.name());
+            assert!(trainer.step(2, 1e-2, &batches(&config, 2)).unwrap().skipped, "{} {planted}", device.name());
             assert_equal_bits(&before, &all(&mut trainer), device.name());
         }
     }
@@ -143,13 +215,17 @@ fn a_step_that_is_not_finite_writes_nothing() {
 #[test]
 fn nothing_is_allocated_after_the_first_step() {
     for device in rig::devices("nothing_is_allocated_after_the_first_step") {
-        for schedule in [Schedule::Fused, Schedule::Superstep] {
-            let setup = Setup { schedule, placement: Placement::Ram, ..setup(model(2, 84, true)) };
+        let all = families()
+            .into_iter()
+            .flat_map(|config| [Schedule::Fused, Schedule::Superstep].map(|s| (config.clone(), s)));
+        for (config, schedule) in all {
+            let setup = Setup { schedule, placement: Placement::Ram, ..setup(config.clone()) };
             let mut trainer = Trainer::new(device.clone(), setup).unwrap();
-            trainer.step(1, 1e-2, &batches(1)).unwrap();
+            trainer.step(1, 1e-2, &batches(&config, 1)).unwrap();
             let first = device.counters();
-            trainer.step(2, 1e-2, &batches(2)).unwrap();
-            assert_eq!(device.counters().since(&first).allocations, 0, "{} {schedule:?}", device.name());
+            trainer.step(2, 1e-2, &batches(&config, 2)).unwrap();
+            let allocations = device.counters().since(&first).allocations;
+            assert_eq!(allocations, 0, "{} on {}, {schedule:?}", config.name, device.name());
         }
     }
 }
@@ -158,13 +234,14 @@ fn nothing_is_allocated_after_the_first_step() {
 #[test]
 fn activations_are_counted_exactly() {
     let device = rig::host();
-    for kept in [true, false] {
-        let before = device.counters().allocated_bytes;
-        let config = model(3, 84, true);
-        let planned = gaufre::model::Activations::bytes(&config, &SHAPE, kept, false);
-        let acts = gaufre::model::Activations::new(&device, &config, &SHAPE, kept, false).unwrap();
-        assert_eq!(device.counters().allocated_bytes - before, planned);
-        drop(acts);
+    for config in families() {
+        for (kept, spilled) in [(true, false), (false, false), (false, true)] {
+            let before = device.counters().allocated_bytes;
+            let planned = gaufre::model::Activations::bytes(&config, &SHAPE, kept, spilled);
+            let acts = gaufre::model::Activations::new(&device, &config, &SHAPE, kept, spilled).unwrap();
+            assert_eq!(device.counters().allocated_bytes - before, planned, "{}", config.name);
+            drop(acts);
+        }
     }
 }
 
@@ -172,9 +249,10 @@ fn activations_are_counted_exactly() {
 #[test]
 fn gradients_are_those_of_the_loss() {
     let oracle = Device::oracle().unwrap();
-    for bias in [true, false] {
-        let config = Config { activation: gaufre::program::activation::Form::Tanh, ..model(2, 12, bias) };
-        let mut trainer = Trainer::new(oracle.clone(), setup(config)).unwrap();
+    let mut models = vec![model(2, 12, true), model(2, 12, false)];
+    models.extend(families().into_iter().filter(|config| config.dropout == 0.0));
+    for config in models {
+        let mut trainer = Trainer::new(oracle.clone(), setup(config.clone())).unwrap();
         // Gains and biases off 1 and 0: there some terms of the gradient vanish.
         let tensors = trainer.store().tensors().len();
         let weights: Vec<Vec<f32>> = (0..tensors)
@@ -191,7 +269,7 @@ fn gradients_are_those_of_the_loss() {
             }
         };
         place(&mut trainer, 0.0);
-        let gradients = trainer.gradients(&batches(1)).unwrap().gradients;
+        let gradients = trainer.gradients(&batches(&config, 1)).unwrap().gradients;
         let along: f64 = gradients
             .iter()
             .enumerate()
@@ -199,13 +277,13 @@ fn gradients_are_those_of_the_loss() {
             .sum();
         let mut loss = |h: f32| {
             place(&mut trainer, h);
-            trainer.evaluate_f64(&batches(1)).unwrap()
+            trainer.evaluate_f64(&batches(&config, 1)).unwrap()
         };
         // Weights and steps are dyadic, so that moving loses nothing in f32; the step error is of order h^4.
         let h = 1.0 / 4096.0;
         let differences = (8.0 * (loss(h) - loss(-h)) - (loss(2.0 * h) - loss(-2.0 * h))) / (12.0 * h as f64);
         let error = (along - differences).abs() / along.abs().max(1e-3);
-        assert!(error <= 1e-6, "bias {bias}: gradient {along:e}, differences {differences:e}, error {error:e}");
+        assert!(error <= 1e-6, "{config:?}: gradient {along:e}, differences {differences:e}, error {error:e}");
     }
 }
 
@@ -216,28 +294,53 @@ fn direction(tensor: usize, index: usize) -> f32 {
 
 #[test]
 fn cached_logits_are_those_of_the_full_pass() {
+    let mut models = vec![model(2, 84, true)];
+    models.extend(families());
     for device in rig::devices("cached_logits_are_those_of_the_full_pass") {
-        let config = model(2, 84, true);
-        let mut trainer = Trainer::new(device.clone(), setup(config.clone())).unwrap();
-        let tokens: Vec<u32> = (0..11).map(|i| word(5, i) % 211).collect();
-        let (fabric, store) = trainer.parts();
-        let mut one_by_one = Decoder::new(&device, &config).unwrap();
-        let mut whole = Decoder::new(&device, &config).unwrap();
-        let mut cached = one_by_one.extend(fabric, store, &tokens[..3]).unwrap();
-        for token in &tokens[3..] {
-            cached = one_by_one.extend(fabric, store, &[*token]).unwrap();
+        for config in &models {
+            expect_cached_logits(&device, config);
         }
-        let full = whole.extend(fabric, store, &tokens).unwrap();
-        // The yardstick: how far the full pass itself lies from the oracle.
-        let oracle = Device::oracle().unwrap();
-        let mut exact_trainer = Trainer::new(oracle.clone(), setup(config.clone())).unwrap();
-        let (fabric, store) = exact_trainer.parts();
-        let exact = Decoder::new(&oracle, &config).unwrap().extend(fabric, store, &tokens).unwrap();
-        let distance =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-        let norm = exact.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        let allowed = 4.0 * distance(&full, &exact) + norm * gaufre::program::EPS;
-        let found = distance(&cached, &exact);
-        assert!(found <= allowed, "{}: {found:e} from the oracle, {allowed:e} allowed", device.name());
     }
+}
+
+fn expect_cached_logits(device: &Device, config: &Config) {
+    let mut trainer = Trainer::new(device.clone(), setup(config.clone())).unwrap();
+    let tokens: Vec<u32> = (0..14).map(|i| word(5, i) % config.vocab_size as u32).collect();
+    let (fabric, store) = trainer.parts();
+    let mut one_by_one = Decoder::new(device, config).unwrap();
+    let mut whole = Decoder::new(device, config).unwrap();
+    let mut cached = one_by_one.extend(fabric, store, &tokens[..3]).unwrap();
+    for token in &tokens[3..] {
+        cached = one_by_one.extend(fabric, store, &[*token]).unwrap();
+    }
+    let full = whole.extend(fabric, store, &tokens).unwrap();
+    // The yardstick: how far the full pass itself lies from the oracle.
+    let oracle = Device::oracle().unwrap();
+    let mut exact_trainer = Trainer::new(oracle.clone(), setup(config.clone())).unwrap();
+    let (fabric, store) = exact_trainer.parts();
+    let exact = Decoder::new(&oracle, config).unwrap().extend(fabric, store, &tokens).unwrap();
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+    let norm = exact.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let allowed = 4.0 * distance(&full, &exact) + norm * gaufre::program::EPS;
+    let found = distance(&cached, &exact);
+    assert!(found <= allowed, "{} on {}: {found:e}, {allowed:e} allowed", config.name, device.name());
+}
+
+/// What a step leaves out is a function of seed and step: nothing is left out of an evaluation, and of no two steps the same.
+#[test]
+fn dropout_is_of_the_step_and_of_training_alone() {
+    let device = rig::host();
+    let config = Config { dropout: 0.3, ..model(2, 84, true) };
+    let loss = |config: &Config, seed: u64, step: u64| {
+        let mut trainer = Trainer::new(device.clone(), Setup { seed, ..setup(config.clone()) }).unwrap();
+        let batch = batches(config, 1);
+        (trainer.evaluate(&batch).unwrap(), trainer.step(step, 1e-9, &batch).unwrap().loss)
+    };
+    let plain = Config { dropout: 0.0, ..config.clone() };
+    let ((evaluated, first), (without, trained)) = (loss(&config, 7, 1), loss(&plain, 7, 1));
+    assert_eq!(evaluated, without, "an evaluation leaves nothing out");
+    assert_eq!(without, trained);
+    assert_eq!(loss(&config, 7, 1).1, first);
+    let others = [loss(&config, 7, 2).1, trained, loss(&config, 8, 1).1];
+    assert!(others.iter().all(|loss| *loss != first && (loss - first).abs() <= 0.5), "{first} {others:?}");
 }

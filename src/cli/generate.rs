@@ -52,14 +52,14 @@ pub struct Args {
 /// Where the model comes from.
 enum Model {
     Run(Folder),
-    Init(HuggingFace),
+    Init(Box<HuggingFace>),
 }
 
 impl Model {
     fn open(args: &Args) -> anyhow::Result<Model> {
         match (&args.run, &args.init) {
             (Some(run), _) => Ok(Model::Run(Folder::open(run)?)),
-            (None, Some(init)) => Ok(Model::Init(HuggingFace::open(init)?)),
+            (None, Some(init)) => Ok(Model::Init(Box::new(HuggingFace::open(init)?))),
             (None, None) => bail!("no model: name the folder of a run, or give --init"),
         }
     }

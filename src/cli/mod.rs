@@ -16,7 +16,6 @@ mod train;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::train::conformance::tiny;
 use clap::{CommandFactory, FromArgMatches};
 
 /// Trains transformers on an emulated wafer-scale engine.
@@ -102,7 +101,7 @@ impl Cli {
             Verb::Tokenizer(args) => tokenizer::run(&args),
             Verb::Train(args) => train::run(*args),
             Verb::Generate(args) => generate::run(&args),
-            Verb::Check(args) => check::run(&args, &|fabric| Ok(tiny::step(fabric)?)),
+            Verb::Check(args) => check::run(&args),
             Verb::Inspect(args) => inspect::run(&args),
             Verb::Report(args) => report::run(&args),
             Verb::Export(args) => export::run(&args),

@@ -6,6 +6,7 @@ use super::config::Config;
 use super::head::Sweep;
 use super::layer::Block;
 use super::linear::Completion;
+use super::masks::{Masks, Site};
 use super::table::{Table, Visit};
 use crate::device::{Device, View};
 use crate::program::embedding::{self, Occurrences};
@@ -27,7 +28,7 @@ pub struct Micro {
 /// Who is told of each panel of a gradient, by tensor, once it is complete.
 pub type Told<'a> = &'a mut dyn FnMut(&mut Store, usize, Panel) -> Result<()>;
 
-/// A GPT-2 family model on one device, for one shape.
+/// A decoder-only transformer on one device, for one shape.
 pub struct Gpt {
     config: Config,
     table: Table,
@@ -35,12 +36,16 @@ pub struct Gpt {
     kept: bool,
     spill: Spill,
     acts: Activations,
+    /// What joins the residual stream, before it does.
+    joins: Matrix,
     /// Where layer inputs are spilled: the numbers of those that the two buffers hold.
     held: Cell<[Option<usize>; 2]>,
     /// Micro-batches that were loaded.
     loaded: usize,
     /// One over the number of targets that count in them.
     scale: f32,
+    /// Of what is left out of them, where something is.
+    key: Option<u64>,
 }
 
 impl Gpt {
@@ -54,7 +59,9 @@ impl Gpt {
         let acts = Activations::new(device, &config, &shape, kept, spill != Spill::None)?;
         let positions: Vec<u32> = (0..shape.rows()).map(|r| (r % shape.seq_len) as u32).collect();
         device.upload(&acts.positions.0.all(), &positions)?;
-        let mut gpt = Gpt { config, table, shape, kept, spill, acts, held: Cell::default(), loaded: 0, scale: 0.0 };
+        let joins = acts.gradients.narrow(config.d_model);
+        let held = Cell::default();
+        let mut gpt = Gpt { config, table, shape, kept, spill, acts, joins, held, loaded: 0, scale: 0.0, key: None };
         fill(device, &mut gpt.acts.positions.1, &positions)?;
         Ok(gpt)
     }
@@ -120,6 +127,7 @@ impl Gpt {
     pub fn load(&mut self, device: &Device, batches: &[Micro]) -> Result<()> {
         assert!((1..=self.shape.micro_batches).contains(&batches.len()), "{} micro-batches", batches.len());
         self.loaded = batches.len();
+        self.key = None;
         self.held.set([None; 2]);
         for (ids, batch) in self.acts.ids.iter_mut().zip(batches) {
             device.upload(&ids.inputs.all(), &batch.inputs)?;
@@ -129,6 +137,12 @@ impl Gpt {
         let counted = batches.iter().flat_map(|b| &b.targets).filter(|t| **t != cross_entropy::IGNORE).count();
         self.scale = 1.0 / counted.max(1) as f32;
         Ok(())
+    }
+
+    /// From now on, until other micro-batches are loaded, leaves out a part of what embeds, attends and joins the residual
+    /// stream, where the model's `dropout` says so: what is left out is a function of `key`, the place and the micro-batch.
+    pub fn leave_out(&mut self, key: u64) {
+        self.key = (self.config.dropout > 0.0).then_some(key);
     }
 
     /// The forward pass of a visit, all micro-batches. [`Visit::Head`] leaves nothing for its backward pass: see
@@ -222,7 +236,7 @@ impl Gpt {
                 if !self.kept {
                     block.forward(fabric, store, None)?;
                 }
-                block.backward(fabric, store, &self.acts.d_stream[micro], &mut done)
+                block.backward(fabric, store, &self.acts.gradients, &self.acts.d_stream[micro], &mut done)
             }),
             Visit::Head => Ok(()),
         }
@@ -234,7 +248,7 @@ impl Gpt {
         let at = visits.iter().position(|v| *v == visit).expect("a visit of this model");
         let next = if forward { visits.get(at + 1) } else { at.checked_sub(1).map(|i| &visits[i]) };
         let tensors = |visit: Visit| match visit {
-            Visit::Head => vec![self.table.tokens, self.table.norm_f.weight],
+            Visit::Head => vec![self.table.head.weight, self.table.norm_f.weight],
             _ => self.table.owned(visit).collect::<Vec<_>>(),
         };
         store.begin_visit(&tensors(visit), &next.map_or(Vec::new(), |v| tensors(*v)))
@@ -283,17 +297,32 @@ impl Gpt {
             config: &self.config,
             shape: &self.shape,
             rows: &self.table.layers[layer],
-            all: &self.acts,
             kept: self.acts.layer(layer, micro),
             x,
+            joins: &self.joins,
+            middle: &self.acts.gradients.middle,
+            rotary: self.acts.rotary.as_ref(),
+            masks: self.masks(layer + 1, micro),
+            cache: None,
         }
     }
 
-    /// `x = positions + tokens`.
+    /// What is left out of a visit, where something is: visit 0 embeds, visit `i + 1` is layer `i`.
+    fn masks(&self, visit: usize, micro: usize) -> Option<Masks> {
+        self.key.map(|key| Masks { key, rate: self.config.dropout, visit, micro })
+    }
+
+    /// `x = tokens`, and positions where they are learned.
     fn embed(&self, fabric: &Fabric, store: &mut Store, micro: usize, x: &Matrix) -> Result<()> {
-        let positions = self.acts.positions.0.all();
-        embed(fabric, store, self.table.positions, &positions, x, false)?;
-        embed(fabric, store, self.table.tokens, &self.acts.ids[micro].inputs.all(), x, true)
+        let positions = self.table.positions;
+        if let Some(table) = positions {
+            embed(fabric, store, table, &self.acts.positions.0.all(), x, false)?;
+        }
+        embed(fabric, store, self.table.tokens, &self.acts.ids[micro].inputs.all(), x, positions.is_some())?;
+        match self.masks(0, micro) {
+            Some(masks) => Ok(masks.apply(fabric.device(), Site::Embedding, x)?),
+            None => Ok(()),
+        }
     }
 
     fn embed_backward(
@@ -305,7 +334,12 @@ impl Gpt {
     ) -> Result<()> {
         let (positions, tokens) = (&self.acts.positions.1, &self.acts.ids[micro].index);
         let dx = &self.acts.d_stream[micro];
-        embed_backward(fabric, store, self.table.positions, positions, dx, done)?;
+        if let Some(masks) = self.masks(0, micro) {
+            masks.apply(fabric.device(), Site::Embedding, dx)?;
+        }
+        if let Some(table) = self.table.positions {
+            embed_backward(fabric, store, table, positions, dx, done)?;
+        }
         embed_backward(fabric, store, self.table.tokens, tokens, dx, done)
     }
 }

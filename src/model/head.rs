@@ -4,10 +4,10 @@
 
 use super::activations::{Activations, vocabulary_chunk};
 use super::gpt::Gpt;
-use super::linear::{self, Completion, NormGradient};
+use super::linear::{self, Completion, NormGradient, Normed};
 use crate::program::matmul::{self, Form, Matmul};
 use crate::program::schedule::Fabric;
-use crate::program::{Matrix, cross_entropy};
+use crate::program::{Matrix, column_sum, cross_entropy};
 use crate::store::{Panel, Result, Store};
 
 /// The rows of one panel that fall in one chunk.
@@ -60,23 +60,23 @@ impl<'a> Sweep<'a> {
         (0..self.chunks()).try_for_each(|chunk| take(chunk * self.chunk, &self.logits(fabric, store, chunk)?))
     }
 
-    /// After [`Sweep::forward`] of the same micro-batch: gradients of the token table and of the residual stream, of
+    /// After [`Sweep::forward`] of the same micro-batch: gradients of the head and of the residual stream, of
     /// `scale` times the sum of the losses.
     pub fn backward(&self, fabric: &Fabric, store: &mut Store, scale: f32, done: &mut Completion<'_>) -> Result<()> {
-        let (head, device) = (&self.acts.head, fabric.device());
+        let device = fabric.device();
         let targets = self.acts.ids[self.micro].targets.all();
-        let (y, stats) = &head.norm;
-        let d_norm = &self.acts.gradients.narrow;
+        let ((y, stats), state) = (&self.acts.head.norm, &self.acts.head.state);
+        let d_norm = &self.acts.gradients.narrow(self.gpt.config().d_model);
         for chunk in (0..self.chunks()).rev() {
             let last = chunk + 1 == self.chunks();
             let left = last || self.acts.head.logits.len() > 1;
             let logits = if left { self.columns(chunk) } else { self.logits(fabric, store, chunk)? };
-            cross_entropy::backward(device, &logits, &targets, &head.state, chunk * self.chunk, scale)?;
+            cross_entropy::backward(device, &logits, &targets, state, chunk * self.chunk, scale)?;
             for piece in self.pieces(store, chunk) {
-                let tokens = self.gpt.table().tokens;
+                let head = self.gpt.table().head.weight;
                 let a = logits.columns(piece.in_chunk, piece.rows);
                 store.begin_operation();
-                let weight = store.weight(tokens, piece.panel)?.rows(piece.in_panel, piece.rows);
+                let weight = store.weight(head, piece.panel)?.rows(piece.in_panel, piece.rows);
                 let accumulate = !last || piece.in_chunk > 0;
                 matmul::run(fabric, &Matmul { form: Form::NN, a: &a, b: &weight, c: d_norm, bias: None, accumulate })?;
                 store.begin_operation();
@@ -84,31 +84,57 @@ impl<'a> Sweep<'a> {
                 let product =
                     Matmul { form: Form::TN, a: &a, b: y, c: &gradient.0, bias: None, accumulate: gradient.1 };
                 matmul::run(fabric, &product)?;
+                // Chunks go down the vocabulary: the first row of a panel is the last to come.
+                if !self.gpt.config().tied && piece.in_panel == 0 {
+                    done.panel(store, head, piece.panel)?;
+                }
             }
+            self.backward_bias(fabric, store, chunk, &logits, done)?;
         }
         let dx = &self.acts.d_stream[self.micro];
         let norm = NormGradient { x: &self.x, stats, dy: d_norm, residual: None, dx };
-        linear::norm_backward(fabric, store, self.gpt.table().norm_f, &norm, done)
+        linear::norm_backward(fabric, store, (self.gpt.table().norm_f, self.gpt.config().norm), &norm, done)
+    }
+
+    /// Adds the column sums of a chunk of the logits' gradient to that of the head's bias, where it has one.
+    fn backward_bias(
+        &self,
+        fabric: &Fabric,
+        store: &mut Store,
+        chunk: usize,
+        d_logits: &Matrix,
+        done: &mut Completion<'_>,
+    ) -> Result<()> {
+        let Some(bias) = self.gpt.table().head.bias else { return Ok(()) };
+        for panel in store.panels(bias) {
+            store.begin_operation();
+            let gradient = store.gradient_to_add(bias, panel)?.columns(chunk * self.chunk, d_logits.cols);
+            column_sum::run(fabric.device(), d_logits, &gradient, true)?;
+            if chunk == 0 {
+                done.panel(store, bias, panel)?;
+            }
+        }
+        Ok(())
     }
 
     /// The rows of a panel's gradient that belong to a piece, and whether to add to them. Chunks come from the last one
     /// down, so a panel is fresh at its last piece; the rest of it is zeroed then, and added to later.
     fn gradient(&self, store: &mut Store, piece: &Piece) -> Result<(Matrix, bool)> {
-        let tokens = self.gpt.table().tokens;
+        let head = self.gpt.table().head.weight;
         let whole = piece.rows == piece.panel.rows;
         let (gradient, accumulate) = if whole {
-            let (gradient, fresh) = store.gradient(tokens, piece.panel)?;
+            let (gradient, fresh) = store.gradient(head, piece.panel)?;
             (gradient, !fresh)
         } else {
-            (store.gradient_to_add(tokens, piece.panel)?, true)
+            (store.gradient_to_add(head, piece.panel)?, true)
         };
         Ok((gradient.rows(piece.in_panel, piece.rows), accumulate))
     }
 
-    /// The last norm: what the head multiplies with the token table.
+    /// The last norm: what the head multiplies.
     fn norm(&self, fabric: &Fabric, store: &mut Store) -> Result<()> {
         let (y, stats) = &self.acts.head.norm;
-        linear::norm(fabric, store, self.gpt.table().norm_f, self.gpt.config().norm_eps, &self.x, y, stats)
+        linear::norm(fabric, store, self.gpt.table().norm_f, Normed::of(self.gpt.config()), &self.x, y, stats)
     }
 
     fn chunks(&self) -> usize {
@@ -127,10 +153,13 @@ impl<'a> Sweep<'a> {
         let logits = self.columns(chunk);
         for piece in self.pieces(store, chunk) {
             store.begin_operation();
-            let weight = store.weight(self.gpt.table().tokens, piece.panel)?.rows(piece.in_panel, piece.rows);
+            let head = self.gpt.table().head;
+            let weight = store.weight(head.weight, piece.panel)?.rows(piece.in_panel, piece.rows);
             let c = logits.columns(piece.in_chunk, piece.rows);
-            let a = &self.acts.head.norm.0;
-            matmul::run(fabric, &Matmul { form: Form::NT, a, b: &weight, c: &c, bias: None, accumulate: false })?;
+            let (a, first) = (&self.acts.head.norm.0, piece.panel.first_row + piece.in_panel);
+            let bias = linear::bias(store, head, first, piece.rows)?;
+            let product = Matmul { form: Form::NT, a, b: &weight, c: &c, bias: bias.as_ref(), accumulate: false };
+            matmul::run(fabric, &product)?;
         }
         Ok(logits)
     }
@@ -146,6 +175,6 @@ impl<'a> Sweep<'a> {
                 rows: end - first,
             })
         };
-        store.panels(self.gpt.table().tokens).filter_map(piece).collect()
+        store.panels(self.gpt.table().head.weight).filter_map(piece).collect()
     }
 }

@@ -4,10 +4,11 @@
 //! contraction in `dx = dy W`, and owns rows of `dW = dy^T x`. Each panel's gradient continues where the micro-batch before
 //! left it. It must never know which layer it serves.
 
+use super::config::{Config, Norm};
 use super::table::Affine;
 use crate::program::matmul::{self, Form, Matmul};
 use crate::program::schedule::Fabric;
-use crate::program::{Matrix, column_sum, layer_norm};
+use crate::program::{Matrix, column_sum, layer_norm, rms_norm};
 use crate::store::{Panel, Result, Store};
 
 /// The only panel of a vector.
@@ -28,59 +29,105 @@ impl Completion<'_> {
     }
 }
 
-/// `y = x W^T + b`.
-pub fn forward(fabric: &Fabric, store: &mut Store, layer: Affine, x: &Matrix, y: &Matrix) -> Result<()> {
-    for panel in store.panels(layer.weight) {
-        store.begin_operation();
-        let weight = store.weight(layer.weight, panel)?;
-        let bias = match layer.bias {
-            Some(bias) => Some(store.weight(bias, VECTOR)?.columns(panel.first_row, panel.rows)),
-            None => None,
-        };
-        let c = y.columns(panel.first_row, panel.rows);
-        let product = Matmul { form: Form::NT, a: x, b: &weight, c: &c, bias: bias.as_ref(), accumulate: false };
-        matmul::run(fabric, &product)?;
+/// `y = x W^T + b`, the outputs of several layers side by side.
+pub fn forward(fabric: &Fabric, store: &mut Store, layers: &[Affine], x: &Matrix, y: &Matrix) -> Result<()> {
+    for (layer, y) in side_by_side(store, layers, y) {
+        for panel in store.panels(layer.weight) {
+            store.begin_operation();
+            let weight = store.weight(layer.weight, panel)?;
+            let bias = bias(store, layer, panel.first_row, panel.rows)?;
+            let c = y.columns(panel.first_row, panel.rows);
+            let product = Matmul { form: Form::NT, a: x, b: &weight, c: &c, bias: bias.as_ref(), accumulate: false };
+            matmul::run(fabric, &product)?;
+        }
     }
     Ok(())
 }
 
-/// `dx = dy W`.
-pub fn backward_input(fabric: &Fabric, store: &mut Store, layer: Affine, dy: &Matrix, dx: &Matrix) -> Result<()> {
-    for panel in store.panels(layer.weight) {
-        store.begin_operation();
-        let weight = store.weight(layer.weight, panel)?;
-        let a = dy.columns(panel.first_row, panel.rows);
-        let accumulate = panel.index > 0;
-        matmul::run(fabric, &Matmul { form: Form::NN, a: &a, b: &weight, c: dx, bias: None, accumulate })?;
+/// `dx = dy W`, or added to it; the gradients of several layers' outputs lie side by side in `dy`.
+pub fn backward_input(
+    fabric: &Fabric,
+    store: &mut Store,
+    layers: &[Affine],
+    dy: &Matrix,
+    dx: &Matrix,
+    mut accumulate: bool,
+) -> Result<()> {
+    for (layer, dy) in side_by_side(store, layers, dy) {
+        for panel in store.panels(layer.weight) {
+            store.begin_operation();
+            let weight = store.weight(layer.weight, panel)?;
+            let a = dy.columns(panel.first_row, panel.rows);
+            matmul::run(fabric, &Matmul { form: Form::NN, a: &a, b: &weight, c: dx, bias: None, accumulate })?;
+            accumulate = true;
+        }
     }
     Ok(())
 }
 
-/// `dW += dy^T x`, `db += column sums of dy`.
+/// `dW += dy^T x`, `db += column sums of dy`; the gradients of several layers' outputs lie side by side in `dy`.
 pub fn backward_weight(
     fabric: &Fabric,
     store: &mut Store,
-    layer: Affine,
+    layers: &[Affine],
     x: &Matrix,
     dy: &Matrix,
     done: &mut Completion<'_>,
 ) -> Result<()> {
-    for panel in store.panels(layer.weight) {
-        store.begin_operation();
-        let (gradient, fresh) = store.gradient(layer.weight, panel)?;
-        let a = dy.columns(panel.first_row, panel.rows);
-        matmul::run(fabric, &Matmul { form: Form::TN, a: &a, b: x, c: &gradient, bias: None, accumulate: !fresh })?;
-        done.panel(store, layer.weight, panel)?;
+    for (layer, dy) in side_by_side(store, layers, dy) {
+        for panel in store.panels(layer.weight) {
+            store.begin_operation();
+            let (gradient, fresh) = store.gradient(layer.weight, panel)?;
+            let a = dy.columns(panel.first_row, panel.rows);
+            let product = Matmul { form: Form::TN, a: &a, b: x, c: &gradient, bias: None, accumulate: !fresh };
+            matmul::run(fabric, &product)?;
+            done.panel(store, layer.weight, panel)?;
+        }
+        backward_bias(fabric, store, layer, &dy, done)?;
     }
-    backward_bias(fabric, store, layer, dy, done)
+    Ok(())
 }
 
-/// `y = norm(x) * gain + bias`; `stats` keeps mean and reciprocal deviation of each row.
+/// A part of the bias of a layer, where it has one.
+pub fn bias(store: &mut Store, layer: Affine, first: usize, rows: usize) -> Result<Option<Matrix>> {
+    layer.bias.map(|bias| Ok(store.weight(bias, VECTOR)?.columns(first, rows))).transpose()
+}
+
+/// Each layer with the columns of its output.
+fn side_by_side(store: &Store, layers: &[Affine], y: &Matrix) -> Vec<(Affine, Matrix)> {
+    let mut first = 0;
+    let part = |layer: &Affine| {
+        let cols = store.tensors()[layer.weight].rows;
+        first += cols;
+        (*layer, y.columns(first - cols, cols))
+    };
+    let parts = layers.iter().map(part).collect();
+    assert_eq!(first, y.cols, "outputs of {layers:?} side by side");
+    parts
+}
+
+/// Which norm, and its epsilon.
+#[derive(Clone, Copy, Debug)]
+pub struct Normed {
+    /// Which.
+    pub norm: Norm,
+    /// Added under the root.
+    pub eps: f32,
+}
+
+impl Normed {
+    /// The norm of a model.
+    pub fn of(config: &Config) -> Normed {
+        Normed { norm: config.norm, eps: config.norm_eps }
+    }
+}
+
+/// `y = norm(x) * gain + bias`; `stats` keeps what the backward pass needs of each row.
 pub fn norm(
     fabric: &Fabric,
     store: &mut Store,
     norm: Affine,
-    eps: f32,
+    of: Normed,
     x: &Matrix,
     y: &Matrix,
     stats: &Matrix,
@@ -88,7 +135,26 @@ pub fn norm(
     store.begin_operation();
     let gain = store.weight(norm.weight, VECTOR)?;
     let bias = norm.bias.map(|bias| store.weight(bias, VECTOR)).transpose()?;
-    Ok(layer_norm::forward(fabric.device(), x, &gain, bias.as_ref(), eps, y, stats)?)
+    match of.norm {
+        Norm::Layer => layer_norm::forward(fabric.device(), x, &gain, bias.as_ref(), of.eps, y, stats)?,
+        Norm::Rms => rms_norm::forward(fabric.device(), x, &gain, 1, of.eps, y, stats)?,
+    }
+    Ok(())
+}
+
+/// `y = norm(x) * gain`, head by head.
+pub fn head_norm(
+    fabric: &Fabric,
+    store: &mut Store,
+    gain: usize,
+    eps: f32,
+    x: &Matrix,
+    y: &Matrix,
+    stats: &Matrix,
+) -> Result<()> {
+    store.begin_operation();
+    let gain = store.weight(gain, VECTOR)?;
+    Ok(rms_norm::forward(fabric.device(), x, &gain, stats.cols, eps, y, stats)?)
 }
 
 /// The operands of the backward pass of a norm.
@@ -109,10 +175,13 @@ pub struct NormGradient<'a> {
 pub fn norm_backward(
     fabric: &Fabric,
     store: &mut Store,
-    norm: Affine,
+    (norm, which): (Affine, Norm),
     g: &NormGradient<'_>,
     done: &mut Completion<'_>,
 ) -> Result<()> {
+    if which == Norm::Rms {
+        return head_norm_backward(fabric, store, norm.weight, g, done);
+    }
     let device = fabric.device();
     store.begin_operation();
     let (d_gain, fresh) = store.gradient(norm.weight, VECTOR)?;
@@ -122,6 +191,24 @@ pub fn norm_backward(
     store.begin_operation();
     let gain = store.weight(norm.weight, VECTOR)?;
     Ok(layer_norm::backward(device, g.x, &gain, g.stats, g.dy, g.residual, g.dx)?)
+}
+
+/// The same of an RMS norm, head by head: as many heads as there are statistics of a row.
+pub fn head_norm_backward(
+    fabric: &Fabric,
+    store: &mut Store,
+    gain: usize,
+    g: &NormGradient<'_>,
+    done: &mut Completion<'_>,
+) -> Result<()> {
+    let (device, heads) = (fabric.device(), g.stats.cols);
+    store.begin_operation();
+    let (d_gain, fresh) = store.gradient(gain, VECTOR)?;
+    rms_norm::gain_backward(device, g.x, heads, g.stats, g.dy, &d_gain, !fresh)?;
+    done.panel(store, gain, VECTOR)?;
+    store.begin_operation();
+    let gain = store.weight(gain, VECTOR)?;
+    Ok(rms_norm::backward(device, g.x, &gain, heads, g.stats, g.dy, g.residual, g.dx)?)
 }
 
 fn backward_bias(

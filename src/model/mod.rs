@@ -12,11 +12,12 @@ mod head;
 pub mod hugging_face;
 mod layer;
 mod linear;
+mod masks;
 mod presets;
 mod table;
 
 pub use activations::{Activations, Recompute, Shape};
-pub use config::{Config, ModelError};
+pub use config::{Config, ModelError, Norm, Residual, Rotation};
 pub use decode::Decoder;
 pub use gpt::{Gpt, Micro, Told};
 pub use presets::{PRESETS, nearest, preset};

@@ -26,6 +26,18 @@ presets![
     "gpt3-xl",
     "gpt3-13b",
     "gpt3-175b",
+    "gpt-j-6b",
+    "gpt-j-tiny",
+    "gpt-neox-20b",
+    "gpt-neox-tiny",
+    "llama-3-8b",
+    "llama-3.2-1b",
+    "llama-tiny",
+    "mistral-7b",
+    "mistral-tiny",
+    "pythia-70m",
+    "pythia-160m",
+    "pythia-410m",
     "shakespeare-char",
 ];
 

@@ -1,7 +1,7 @@
 //! The table of parameters: a row per tensor (name, shape, initial values, owner visit; vectors are not decayed). Initialisation,
 //! optimiser, checkpoint and counts derive from it. It must never know where a tensor lives.
 
-use super::config::Config;
+use super::config::{Config, Norm, Residual};
 use crate::program::initial::Kind;
 
 /// One visit of the model: what passes over the wafer at a time.
@@ -49,19 +49,21 @@ pub struct Affine {
 }
 
 /// Rows of the table for one block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerRows {
-    /// The norm before attention.
+    /// The norm before attention; also before the MLP where they share one.
     pub norm_1: Affine,
-    /// Query, key and value projections in one: `[3 d, d]`.
-    pub qkv: Affine,
-    /// Output projection of attention: `[d, d]`.
+    /// Projections to queries, keys and values, whose outputs lie side by side: one, or three.
+    pub qkv: Vec<Affine>,
+    /// Gains of the norms of queries and of keys, where there are such.
+    pub qk_norm: Option<[usize; 2]>,
+    /// Output projection of attention.
     pub out: Affine,
-    /// The norm before the MLP.
-    pub norm_2: Affine,
-    /// First linear layer of the MLP: `[4 d, d]`.
-    pub up: Affine,
-    /// Second linear layer of the MLP: `[d, 4 d]`.
+    /// The norm before the MLP, where it has its own.
+    pub norm_2: Option<Affine>,
+    /// Projections into the MLP, whose outputs lie side by side: one, or gate and value.
+    pub up: Vec<Affine>,
+    /// The projection out of the MLP.
     pub down: Affine,
 }
 
@@ -70,14 +72,16 @@ pub struct LayerRows {
 pub struct Table {
     /// All rows.
     pub parameters: Vec<Parameter>,
-    /// Token table, also the head.
+    /// Token table.
     pub tokens: usize,
-    /// Position table.
-    pub positions: usize,
+    /// Position table, where positions are learned.
+    pub positions: Option<usize>,
     /// Rows of each block.
     pub layers: Vec<LayerRows>,
     /// The last norm.
     pub norm_f: Affine,
+    /// The head: the token table where they are tied.
+    pub head: Affine,
 }
 
 impl Table {
@@ -86,29 +90,20 @@ impl Table {
     /// section 2.3).
     pub fn new(config: &Config) -> Table {
         let (d, normal) = (config.d_model, Kind::Normal { std: config.initializer_range as f32 });
-        let residual = config.initializer_range / (2.0 * config.layers as f64).sqrt();
-        let residual = Kind::Normal { std: residual as f32 };
-        let mut rows = Rows { parameters: Vec::new(), bias: config.bias };
+        let mut rows = Rows { parameters: Vec::new(), config };
         let tokens = rows.matrix("wte.weight".into(), config.vocab_size, d, normal, Visit::Embed);
-        let positions = rows.matrix("wpe.weight".into(), config.context, d, normal, Visit::Embed);
-        let layers = (0..config.layers)
-            .map(|i| {
-                let (at, name) = (Visit::Layer(i), |part: &str| format!("h.{i}.{part}"));
-                LayerRows {
-                    norm_1: rows.norm(&name("ln_1"), d, at),
-                    qkv: rows.linear(&name("attn.c_attn"), 3 * d, d, normal, at),
-                    out: rows.linear(&name("attn.c_proj"), d, d, residual, at),
-                    norm_2: rows.norm(&name("ln_2"), d, at),
-                    up: rows.linear(&name("mlp.c_fc"), 4 * d, d, normal, at),
-                    down: rows.linear(&name("mlp.c_proj"), d, 4 * d, residual, at),
-                }
-            })
-            .collect();
+        let learned = config.rotary.is_none();
+        let positions = learned.then(|| rows.matrix("wpe.weight".into(), config.context, d, normal, Visit::Embed));
+        let layers = (0..config.layers).map(|i| rows.layer(i)).collect();
         let norm_f = rows.norm("ln_f", d, Visit::Head);
-        Table { parameters: rows.parameters, tokens, positions, layers, norm_f }
+        let head = match config.tied {
+            true => Affine { weight: tokens, bias: None },
+            false => rows.linear("lm_head", config.vocab_size, d, normal, config.head_bias, Visit::Head),
+        };
+        Table { parameters: rows.parameters, tokens, positions, layers, norm_f, head }
     }
 
-    /// Number of parameters; the tied head counts once.
+    /// Number of parameters; a tied head counts once.
     pub fn count(&self) -> u64 {
         self.parameters.iter().map(Parameter::count).sum()
     }
@@ -119,12 +114,41 @@ impl Table {
     }
 }
 
-struct Rows {
+struct Rows<'a> {
     parameters: Vec<Parameter>,
-    bias: bool,
+    config: &'a Config,
 }
 
-impl Rows {
+impl Rows<'_> {
+    /// The rows of block `i`, in the order of its forward pass.
+    fn layer(&mut self, i: usize) -> LayerRows {
+        let (config, at, name) = (self.config, Visit::Layer(i), |part: &str| format!("h.{i}.{part}"));
+        let (d, d_ff, bias) = (config.d_model, config.d_ff(), config.bias);
+        let normal = Kind::Normal { std: config.initializer_range as f32 };
+        let residual = config.initializer_range / (2.0 * config.layers as f64).sqrt();
+        let residual = Kind::Normal { std: residual as f32 };
+        let (qkv_bias, out_bias) = (config.qkv_bias.unwrap_or(bias), config.out_bias.unwrap_or(bias));
+        let (widths, head_size) = (config.qkv_widths(), config.head_size());
+        let norm_1 = self.norm(&name("ln_1"), d, at);
+        let qkv: Vec<(&str, usize)> = match config.split_qkv {
+            true => ["attn.q", "attn.k", "attn.v"].into_iter().zip(widths).collect(),
+            false => vec![("attn.c_attn", widths.iter().sum())],
+        };
+        let ups: &[&str] = if config.gated { &["mlp.gate", "mlp.c_fc"] } else { &["mlp.c_fc"] };
+        LayerRows {
+            norm_1,
+            qkv: qkv.into_iter().map(|(part, out)| self.linear(&name(part), out, d, normal, qkv_bias, at)).collect(),
+            qk_norm: config.qk_norm.then(|| {
+                ["attn.q_norm", "attn.k_norm"]
+                    .map(|part| self.vector(format!("{}.weight", name(part)), head_size, Kind::One, at))
+            }),
+            out: self.linear(&name("attn.c_proj"), d, widths[0], residual, out_bias, at),
+            norm_2: (config.residual != Residual::Shared).then(|| self.norm(&name("ln_2"), d, at)),
+            up: ups.iter().map(|part| self.linear(&name(part), d_ff, d, normal, bias, at)).collect(),
+            down: self.linear(&name("mlp.c_proj"), d, d_ff, residual, bias, at),
+        }
+    }
+
     fn push(&mut self, parameter: Parameter) -> usize {
         self.parameters.push(parameter);
         self.parameters.len() - 1
@@ -138,13 +162,14 @@ impl Rows {
         self.push(Parameter { name, rows: 1, cols, vector: true, initial, owner })
     }
 
-    fn linear(&mut self, name: &str, out: usize, inputs: usize, initial: Kind, owner: Visit) -> Affine {
+    fn linear(&mut self, name: &str, out: usize, inputs: usize, initial: Kind, bias: bool, owner: Visit) -> Affine {
         let weight = self.matrix(format!("{name}.weight"), out, inputs, initial, owner);
-        Affine { weight, bias: self.bias.then(|| self.vector(format!("{name}.bias"), out, Kind::Zero, owner)) }
+        Affine { weight, bias: bias.then(|| self.vector(format!("{name}.bias"), out, Kind::Zero, owner)) }
     }
 
     fn norm(&mut self, name: &str, d: usize, owner: Visit) -> Affine {
         let weight = self.vector(format!("{name}.weight"), d, Kind::One, owner);
-        Affine { weight, bias: self.bias.then(|| self.vector(format!("{name}.bias"), d, Kind::Zero, owner)) }
+        let bias = self.config.bias && self.config.norm == Norm::Layer;
+        Affine { weight, bias: bias.then(|| self.vector(format!("{name}.bias"), d, Kind::Zero, owner)) }
     }
 }

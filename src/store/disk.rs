@@ -8,7 +8,7 @@
 //! step that was committed is whole, or can be completed. An array that was never written is its formula, and takes no bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Tensor;
@@ -556,6 +556,11 @@ fn gradient_places(tensors: &[Tensor], wait: bool) -> Vec<u64> {
     }
     places.extend(ends.into_values().max());
     places
+}
+
+/// Whether there is a store in a folder that was committed once.
+pub fn is_committed(folder: &Path) -> bool {
+    folder.join(MANIFEST).is_file()
 }
 
 /// Bytes of the file of the gradients that may wait, once.

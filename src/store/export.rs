@@ -1,5 +1,5 @@
-//! Weights out of one safetensors file into another, under other names, transposed and rounded where asked, a tensor at a
-//! time. Neither a device nor a second copy of the model is needed. It must never know which software will read them.
+//! Weights out of a safetensors file or a store into a new file, under other names, in another order and rounded where asked,
+//! a tensor at a time. A second copy of the model is never held. It must never know which software will read them.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -8,9 +8,10 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Written, Metadata, TensorInfo};
 
+use super::Store;
 use super::checkpoint::CheckpointError;
-use super::durable::write_with;
-use super::import::value;
+use super::durable::{WriteError, write_with};
+use super::order::Order;
 use super::shards::{Dtype, Shards};
 
 /// Type of the elements of an exported file.
@@ -30,13 +31,28 @@ pub enum Rounding {
 pub struct Target {
     /// Its name in the new file.
     pub name: String,
-    /// Its name in the old one; `None`: all zero.
+    /// Its name here; `None`: all zero.
     pub source: Option<String>,
-    /// Lengths of its dimensions in the old file.
-    pub shape: Vec<usize>,
-    /// Whether it is written as its transpose.
-    pub transposed: bool,
+    /// Rows here.
+    pub rows: usize,
+    /// Columns here.
+    pub cols: usize,
+    /// Whether it has one dimension.
+    pub vector: bool,
+    /// How it is to lie there.
+    pub order: Order,
 }
+
+/// Where the values come from.
+pub enum Origin<'a> {
+    /// A file, of f32 or bf16.
+    File(&'a Shards),
+    /// A store, wherever it lies.
+    Store(&'a mut Store),
+}
+
+/// Elements that pass at once out of a file.
+const TOGETHER: usize = 1 << 18;
 
 /// Writes a file with the tensors asked for, in that order, and `metadata` in its header.
 ///
@@ -44,7 +60,7 @@ pub struct Target {
 /// [`CheckpointError`] names the tensor that is missing, has another shape or type than said, or a value that the new type
 /// cannot hold; nothing is written then.
 pub fn write(
-    from: &Shards,
+    mut from: Origin<'_>,
     targets: &[Target],
     rounding: Rounding,
     path: &Path,
@@ -53,13 +69,10 @@ pub fn write(
     let mut end = 0;
     let mut infos = Vec::with_capacity(targets.len());
     for target in targets {
-        check(from, target, rounding, path)?;
-        let mut shape = target.shape.clone();
-        if target.transposed {
-            shape.reverse();
-        }
+        from.expect(target, path)?;
         let begin = end;
-        end += shape.iter().product::<usize>() * rounding.bytes();
+        end += target.rows * target.cols * rounding.bytes();
+        let shape = target.order.shape(target.rows, target.cols, target.vector);
         infos.push((target.name.clone(), TensorInfo { dtype: rounding.dtype(), shape, data_offsets: (begin, end) }));
     }
     let content = |reason: String| CheckpointError::Content { path: path.into(), reason };
@@ -67,54 +80,123 @@ pub fn write(
     let mut header = serde_json::to_vec(&header).map_err(|e| content(e.to_string()))?;
     // The format wants the data to begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
-    Ok(write_with(path, |file| {
+    let mut failed = None;
+    let written = write_with(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        targets.iter().try_for_each(|target| put(from, target, rounding, file))
-    })?)
+        let mut out = Out { file, path, rounding, bytes: Vec::new() };
+        targets.iter().try_for_each(|target| put(&mut from, target, &mut out)).map_err(|error| {
+            failed = Some(error);
+            io::Error::other("a tensor cannot be written")
+        })
+    });
+    failed.map_or_else(|| Ok(written?), Err)
 }
 
-fn check(from: &Shards, target: &Target, rounding: Rounding, path: &Path) -> Result<(), CheckpointError> {
-    let Some(source) = &target.source else { return Ok(()) };
-    let Some(entry) = from.get(source) else {
-        return Err(CheckpointError::Content { path: path.into(), reason: format!("no tensor {source} to write") });
-    };
-    let content = |reason: String| CheckpointError::Content { path: entry.path.into(), reason };
-    if entry.shape != target.shape || entry.dtype != Dtype::F32 {
-        let (theirs, ours) = (entry.shape, &target.shape);
-        return Err(content(format!("{source} is {:?} {theirs:?}, the model has F32 {ours:?}", entry.dtype)));
-    }
-    let lost = |at: &usize| {
-        let exact = value(&entry, *at);
-        exact.is_finite() && !rounding.rounded(exact).is_finite()
-    };
-    match (0..target.shape.iter().product()).find(lost) {
-        Some(at) => {
-            let x = value(&entry, at);
-            Err(content(format!(
-                "{source} is {x:e} at element {at}, too large for {rounding:?}; write another --dtype"
-            )))
-        }
-        None => Ok(()),
+/// The new file, and how values go into it.
+struct Out<'a> {
+    file: &'a mut dyn Write,
+    path: &'a Path,
+    rounding: Rounding,
+    bytes: Vec<u8>,
+}
+
+impl Out<'_> {
+    fn pass(&mut self, values: &[f32]) -> Result<(), CheckpointError> {
+        self.bytes.clear();
+        self.rounding.append(values, &mut self.bytes);
+        Ok(self.file.write_all(&self.bytes).map_err(|source| WriteError { path: self.path.into(), source })?)
     }
 }
 
-fn put(from: &Shards, target: &Target, rounding: Rounding, file: &mut dyn Write) -> io::Result<()> {
-    let count: usize = target.shape.iter().product();
-    let Some(entry) = target.source.as_ref().and_then(|source| from.get(source)) else {
-        return io::copy(&mut io::Read::take(io::repeat(0), (count * rounding.bytes()) as u64), &mut *file).map(|_| ());
+/// Writes one tensor.
+fn put(from: &mut Origin<'_>, target: &Target, out: &mut Out<'_>) -> Result<(), CheckpointError> {
+    let Some(source) = &target.source else {
+        return out.pass(&vec![0.0; target.rows * target.cols]);
     };
-    let cols = *target.shape.last().unwrap_or(&1);
-    let rows = count / cols.max(1);
-    for at in 0..count {
-        let x = value(&entry, if target.transposed { at % rows * cols + at / rows } else { at });
-        match rounding {
-            Rounding::F32 => file.write_all(&x.to_le_bytes())?,
-            Rounding::F16 => file.write_all(&f16::from_f32(x).to_le_bytes())?,
-            Rounding::BF16 => file.write_all(&bf16::from_f32(x).to_le_bytes())?,
+    let (mut whole, mut at) = (Vec::new(), 0);
+    from.each(source, &mut |values| {
+        let rounding = out.rounding;
+        if let Some(lost) = values.iter().position(|x| x.is_finite() && !rounding.rounded(*x).is_finite()) {
+            let (x, at) = (values[lost], at + lost);
+            let reason =
+                format!("{source} is {x:e} at element {at}, too large for {rounding:?}; write another --dtype");
+            return Err(CheckpointError::Content { path: out.path.into(), reason });
+        }
+        at += values.len();
+        match target.order {
+            Order::Same => out.pass(values),
+            _ => {
+                whole.extend_from_slice(values);
+                Ok(())
+            }
+        }
+    })?;
+    if target.order == Order::Same { Ok(()) } else { ordered(target, &whole, out) }
+}
+
+/// Writes all values of a tensor that is to lie otherwise, row by row there.
+fn ordered(target: &Target, values: &[f32], out: &mut Out<'_>) -> Result<(), CheckpointError> {
+    let Target { rows, cols, vector, order, .. } = *target;
+    if order == Order::Transposed && !vector {
+        return (0..cols).try_for_each(|col| {
+            let column: Vec<f32> = values[col..].iter().step_by(cols).copied().collect();
+            out.pass(&column)
+        });
+    }
+    // Elements of a vector go as rows of a matrix do.
+    let (rows, cols) = if vector { (cols, 1) } else { (rows, cols) };
+    (0..rows).try_for_each(|row| out.pass(&values[order.ours(row) * cols..][..cols]))
+}
+
+/// Takes some values in their order.
+type Take<'a> = &'a mut dyn FnMut(&[f32]) -> Result<(), CheckpointError>;
+
+impl Origin<'_> {
+    /// Whether it has the tensor that is asked for.
+    fn expect(&self, target: &Target, path: &Path) -> Result<(), CheckpointError> {
+        let Some(source) = &target.source else { return Ok(()) };
+        let missing = || CheckpointError::Content { path: path.into(), reason: format!("no tensor {source} to write") };
+        let ours = Order::Same.shape(target.rows, target.cols, target.vector);
+        match self {
+            Origin::File(shards) => {
+                let entry = shards.get(source).ok_or_else(missing)?;
+                if entry.shape == ours && matches!(entry.dtype, Dtype::F32 | Dtype::BF16) {
+                    return Ok(());
+                }
+                let reason = format!("{source} is {:?} {:?}, the model has {ours:?}", entry.dtype, entry.shape);
+                Err(CheckpointError::Content { path: entry.path.into(), reason })
+            }
+            Origin::Store(store) => {
+                let found = store.tensors().iter().find(|t| t.name == *source).ok_or_else(missing)?;
+                assert_eq!((found.rows, found.cols), (target.rows, target.cols), "{source} is of this model");
+                Ok(())
+            }
         }
     }
-    Ok(())
+
+    /// Gives all values of a tensor that was expected, row-major, in pieces.
+    fn each(&mut self, source: &str, take: Take<'_>) -> Result<(), CheckpointError> {
+        match self {
+            Origin::File(shards) => {
+                let entry = shards.get(source).expect("it was expected");
+                let mut values = Vec::with_capacity(TOGETHER);
+                for first in (0..entry.elements()).step_by(TOGETHER) {
+                    values.clear();
+                    entry.append_f32(first..(first + TOGETHER).min(entry.elements()), &mut values);
+                    take(&values)?;
+                }
+                shards.release(source);
+            }
+            Origin::Store(store) => {
+                let number = store.tensors().iter().position(|t| t.name == source).expect("it was expected");
+                for panel in store.panels(number) {
+                    take(&store.read_panel(number, panel)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Rounding {
@@ -144,6 +226,14 @@ impl Rounding {
             Rounding::F32 => x,
             Rounding::F16 => f16::from_f32(x).to_f32(),
             Rounding::BF16 => bf16::from_f32(x).to_f32(),
+        }
+    }
+
+    fn append(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            Rounding::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
+            Rounding::F16 => bytes.extend(values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes())),
+            Rounding::BF16 => bytes.extend(values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
         }
     }
 }

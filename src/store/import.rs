@@ -1,10 +1,10 @@
-//! Weights from the files of others into a store: f32, f16 or bf16, transposed where asked. All is checked before the
-//! first value is placed, and tensors pass one at a time. It must never know which software wrote the files.
+//! Weights from the files of others into a store: f32, f16 or bf16, in another order where asked. All is checked before the
+//! first value is placed. Values pass in pieces of a panel, and the system may have back what it held of a file once a tensor
+//! has passed, so that a model may be larger than memory. It must never know which software wrote the files.
 
 use std::path::PathBuf;
 
-use half::{bf16, f16};
-
+use super::order::Order;
 use super::shards::{Dtype, Entry, Shards};
 use super::{Store, StoreError, Tensor};
 
@@ -13,8 +13,8 @@ use super::{Store, StoreError, Tensor};
 pub struct Source {
     /// Its name in the files.
     pub name: String,
-    /// Whether it lies there as `[cols, rows]`.
-    pub transposed: bool,
+    /// How it lies there.
+    pub order: Order,
 }
 
 /// Why weights cannot be taken in.
@@ -41,62 +41,83 @@ pub enum ImportError {
     Store(#[from] StoreError),
 }
 
+/// Elements that are looked at together.
+const TOGETHER: usize = 1 << 18;
+
 /// Whether every tensor has a source of its shape, of a known type, and all values finite.
 ///
 /// # Errors
 /// [`ImportError`] names the first that has not.
 pub fn check(tensors: &[Tensor], shards: &Shards, sources: &[Source]) -> Result<(), ImportError> {
+    let mut values = Vec::with_capacity(TOGETHER);
     for (tensor, source) in tensors.iter().zip(sources) {
-        let entry = entry(shards, source)?;
-        let wrong = |reason| ImportError::Tensor { path: entry.path.into(), tensor: source.name.clone(), reason };
-        let expected = match (tensor.vector, source.transposed) {
-            (true, _) => vec![tensor.cols],
-            (false, true) => vec![tensor.cols, tensor.rows],
-            (false, false) => vec![tensor.rows, tensor.cols],
-        };
-        if entry.shape != expected {
-            return Err(wrong(format!("has the shape {:?}, the model needs {expected:?}", entry.shape)));
+        let entry = fitting(tensor, shards, source)?;
+        for first in (0..entry.elements()).step_by(TOGETHER) {
+            values.clear();
+            entry.append_f32(first..(first + TOGETHER).min(entry.elements()), &mut values);
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                let reason = format!("is {} at element {}; only finite weights can be used", values[at], first + at);
+                return Err(ImportError::Tensor { path: entry.path.into(), tensor: source.name.clone(), reason });
+            }
         }
-        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(wrong(format!("has elements of type {:?}; F32, F16 and BF16 can be read", entry.dtype)));
-        }
-        if let Some(at) = (0..elements(&entry)).find(|at| !value(&entry, *at).is_finite()) {
-            return Err(wrong(format!("is {} at element {at}; only finite weights can be used", value(&entry, at))));
-        }
+        shards.release(&source.name);
     }
     Ok(())
 }
 
-/// Fills the weights of a store; `sources` are in the order of its tensors.
+/// Fills the weights of a store; `sources` are in the order of its tensors, and were [checked](check).
 ///
 /// # Errors
-/// [`ImportError`]; the weights are untouched unless the device failed.
+/// [`ImportError`]; the weights are untouched unless the device or the disk failed.
 pub fn load(store: &mut Store, shards: &Shards, sources: &[Source]) -> Result<(), ImportError> {
-    check(store.tensors(), shards, sources)?;
+    for (tensor, source) in store.tensors().iter().zip(sources) {
+        fitting(tensor, shards, source)?;
+    }
     for (number, source) in sources.iter().enumerate() {
-        let entry = entry(shards, source)?;
-        let Tensor { rows, cols, .. } = store.tensors()[number];
-        let place = |at: usize| if source.transposed { at % cols * rows + at / cols } else { at };
-        let values: Vec<f32> = (0..rows * cols).map(|at| value(&entry, place(at))).collect();
-        store.set(number, &values)?;
+        let tensor = store.tensors()[number].clone();
+        let entry = fitting(&tensor, shards, source)?;
+        store.set(number, &mut |first, count, out| gather(&entry, source.order, &tensor, (first, count), out))?;
+        shards.release(&source.name);
     }
     Ok(())
 }
 
-fn entry<'a>(shards: &'a Shards, source: &Source) -> Result<Entry<'a>, ImportError> {
-    shards.get(&source.name).ok_or_else(|| ImportError::Missing { tensor: source.name.clone() })
+/// The source of a tensor, where it is of the right shape and a type that can be read.
+fn fitting<'a>(tensor: &Tensor, shards: &'a Shards, source: &Source) -> Result<Entry<'a>, ImportError> {
+    let entry = shards.get(&source.name).ok_or_else(|| ImportError::Missing { tensor: source.name.clone() })?;
+    let wrong = |reason| Err(ImportError::Tensor { path: entry.path.into(), tensor: source.name.clone(), reason });
+    let expected = source.order.shape(tensor.rows, tensor.cols, tensor.vector);
+    if entry.shape != expected {
+        return wrong(format!("has the shape {:?}, the model needs {expected:?}", entry.shape));
+    }
+    if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        return wrong(format!("has elements of type {:?}; F32, F16 and BF16 can be read", entry.dtype));
+    }
+    Ok(entry)
 }
 
-fn elements(entry: &Entry<'_>) -> usize {
-    entry.shape.iter().product()
-}
-
-/// An element as f32; exact for every type that is read.
-pub(super) fn value(entry: &Entry<'_>, at: usize) -> f32 {
-    let pair = |at: usize| [entry.bytes[2 * at], entry.bytes[2 * at + 1]];
-    match entry.dtype {
-        Dtype::F16 => f16::from_le_bytes(pair(at)).to_f32(),
-        Dtype::BF16 => bf16::from_le_bytes(pair(at)).to_f32(),
-        _ => f32::from_le_bytes(entry.bytes[4 * at..4 * at + 4].try_into().expect("four bytes")),
+/// Appends rows of a tensor as they are here.
+fn gather(entry: &Entry<'_>, order: Order, tensor: &Tensor, (first, count): (usize, usize), out: &mut Vec<f32>) {
+    let cols = tensor.cols;
+    match order {
+        Order::Same => drop(entry.append_f32(first * cols..(first + count) * cols, out)),
+        // Elements of a vector go as rows of a matrix do.
+        Order::Grouped { .. } if tensor.vector => (0..cols).for_each(|at| {
+            let at = order.theirs(at);
+            entry.append_f32(at..at + 1, out);
+        }),
+        Order::Grouped { .. } => (first..first + count).for_each(|row| {
+            let row = order.theirs(row);
+            entry.append_f32(row * cols..(row + 1) * cols, out);
+        }),
+        Order::Transposed => {
+            let (before, mut column) = (out.len(), Vec::with_capacity(count));
+            out.resize(before + count * cols, 0.0);
+            for col in 0..cols {
+                column.clear();
+                entry.append_f32(col * tensor.rows + first..col * tensor.rows + first + count, &mut column);
+                out[before + col..].iter_mut().step_by(cols).zip(&column).for_each(|(to, from)| *to = *from);
+            }
+        }
     }
 }

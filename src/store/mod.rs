@@ -17,6 +17,7 @@ pub mod import;
 pub mod journal;
 mod manifest;
 mod moves;
+pub mod order;
 mod panel;
 pub mod plan;
 pub mod role;
@@ -400,6 +401,15 @@ impl Store {
         self.collect(tensor, role, |matrix, device| matrix.download_f64(device))
     }
 
+    /// The values of a panel, row-major without padding.
+    ///
+    /// # Errors
+    /// What the device or the disk says.
+    pub fn read_panel(&mut self, tensor: usize, panel: Panel) -> Result<Vec<f32>> {
+        self.begin_operation();
+        Ok(self.weight(tensor, panel)?.download(&self.device)?)
+    }
+
     /// Replaces all values of a tensor in a role. Where that keeps rounded values, they must be.
     ///
     /// # Errors
@@ -411,33 +421,40 @@ impl Store {
         let Array { rows, cols, .. } = self.array(tensor, role).expect("a role that is kept");
         assert_eq!(values.len(), rows * cols, "values of {}", self.tensors[tensor].name);
         for panel in self.panels_of(tensor, role) {
-            self.begin_operation();
-            let matrix = self.fetch(tensor, panel.index, role, true)?;
-            matrix.upload(&self.device, &values[panel.first_row * cols..][..panel.rows * cols])?;
+            self.put(tensor, role, panel, &values[panel.first_row * cols..][..panel.rows * cols])?;
         }
         Ok(())
     }
 
-    /// Gives a parameter another value: it and, where one is kept, its master. It is rounded to what its format holds.
+    fn put(&mut self, tensor: usize, role: Role, panel: Panel, values: &[f32]) -> Result<()> {
+        self.begin_operation();
+        let matrix = self.blank(tensor, panel.index, role)?;
+        Ok(matrix.upload(&self.device, values)?)
+    }
+
+    /// Gives a parameter another value: it and, where one is kept, its master. It is rounded to what its format holds. The
+    /// values come in pieces, however large the tensor: `rows(first, count, out)` appends those of `count` rows.
     ///
     /// # Errors
     /// What the device or the disk says.
     ///
     /// # Panics
-    /// When `values` has another length than the tensor.
-    pub fn set(&mut self, tensor: usize, values: &[f32]) -> Result<()> {
-        if self.array(tensor, Role::Master).is_some() {
-            self.write(tensor, Role::Master, values)?;
-        }
-        let rounded: Vec<f32>;
-        let values = match self.array(tensor, Role::Weight).map(|a| a.format) {
-            Some(Format::Bf16) => {
-                rounded = values.iter().map(|x| round::bf16_nearest(*x)).collect();
-                &rounded
+    /// When `rows` appends another number of values.
+    pub fn set(&mut self, tensor: usize, rows: &mut dyn FnMut(usize, usize, &mut Vec<f32>)) -> Result<()> {
+        let mut values = Vec::new();
+        for role in [Role::Master, Role::Weight] {
+            let Some(Array { cols, format, .. }) = self.array(tensor, role) else { continue };
+            for panel in self.panels_of(tensor, role) {
+                values.clear();
+                rows(panel.first_row, panel.rows, &mut values);
+                assert_eq!(values.len(), panel.rows * cols, "values of {}", self.tensors[tensor].name);
+                if format == Format::Bf16 {
+                    values.iter_mut().for_each(|x| *x = round::bf16_nearest(*x));
+                }
+                self.put(tensor, role, panel, &values)?;
             }
-            _ => values,
-        };
-        self.write(tensor, Role::Weight, values)
+        }
+        Ok(())
     }
 
     fn collect<T>(

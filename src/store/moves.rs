@@ -12,6 +12,15 @@ use crate::program::round::{self, Mode, Round};
 impl Store {
     /// A panel in a slot, to read or, `dirty`, to write.
     pub(super) fn fetch(&mut self, tensor: usize, panel: usize, role: Role, dirty: bool) -> Result<Matrix> {
+        self.seat(tensor, panel, role, true, dirty)
+    }
+
+    /// A panel in a slot, to write all of: what it held is not fetched, and undefined.
+    pub(super) fn blank(&mut self, tensor: usize, panel: usize, role: Role) -> Result<Matrix> {
+        self.seat(tensor, panel, role, false, true)
+    }
+
+    fn seat(&mut self, tensor: usize, panel: usize, role: Role, filled: bool, dirty: bool) -> Result<Matrix> {
         let cell = self.cells.index(tensor, role, panel);
         let (array, cut) = self.kept(tensor, role).expect("a role that is kept");
         let place = match self.cells.all[cell].place {
@@ -19,7 +28,9 @@ impl Store {
             None => {
                 let place = self.slots.victim(self.plan.class(&cut));
                 self.occupy(place, cell)?;
-                self.load(cell, place)?;
+                if filled {
+                    self.load(cell, place)?;
+                }
                 place
             }
         };

@@ -208,20 +208,45 @@ impl File {
         &self.map[self.layout.data_start..][tensor.bytes.clone()]
     }
 
-    /// Appends elements of a tensor of this file as f32, those of F16 and BF16 exactly; false, and nothing appended, where
-    /// its elements are of another dtype.
+    /// Appends elements of a tensor of this file as f32: see [`append_f32`].
     ///
     /// # Panics
     /// When the range does not lie within the tensor.
     pub fn append_f32(&self, tensor: &Tensor, elements: Range<usize>, out: &mut Vec<f32>) -> bool {
-        let width = tensor.dtype.bytes();
-        let bytes = &self.bytes(tensor)[elements.start * width..elements.end * width];
-        match tensor.dtype {
-            Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-            Dtype::F16 => out.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-            Dtype::BF16 => out.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-            _ => return false,
-        }
-        true
+        append_f32(tensor.dtype, self.bytes(tensor), elements, out)
     }
+
+    /// Lets the system have back the memory that it holds bytes of a tensor of this file in; they are read again where they
+    /// are asked for again. It changes no result, and nothing where the system has no such call.
+    ///
+    /// # Panics
+    /// When the tensor is of another, longer file.
+    pub fn release(&self, tensor: &Tensor) {
+        let bytes = self.bytes(tensor);
+        #[cfg(unix)]
+        {
+            let start = bytes.as_ptr() as usize - self.map.as_ptr() as usize;
+            // Safety: the map is of a file, shared and never written: a page that is dropped comes back with the same bytes.
+            // Where the advice fails nothing was dropped.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, bytes.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
+}
+
+/// Appends elements as f32, those of F16 and BF16 exactly; false, and nothing appended, where they are of another dtype.
+///
+/// # Panics
+/// When there are no such elements.
+pub fn append_f32(dtype: Dtype, bytes: &[u8], elements: Range<usize>, out: &mut Vec<f32>) -> bool {
+    let width = dtype.bytes();
+    let bytes = &bytes[elements.start * width..elements.end * width];
+    match dtype {
+        Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+        Dtype::F16 => out.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+        Dtype::BF16 => out.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+        _ => return false,
+    }
+    true
 }

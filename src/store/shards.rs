@@ -3,6 +3,7 @@
 //! its name. It must never know a model, or what a tensor is for.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::safetensors::{self, File, OpenError};
@@ -44,6 +45,21 @@ pub struct Entry<'a> {
     pub bytes: &'a [u8],
     /// The file it lies in.
     pub path: &'a Path,
+}
+
+impl Entry<'_> {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Appends elements as f32: see [`safetensors::append_f32`].
+    ///
+    /// # Panics
+    /// When there are no such elements.
+    pub fn append_f32(&self, elements: Range<usize>, out: &mut Vec<f32>) -> bool {
+        safetensors::append_f32(self.dtype, self.bytes, elements, out)
+    }
 }
 
 /// Named tensors in one file or several.
@@ -136,5 +152,13 @@ impl Shards {
         let file = &self.files[file];
         let tensor = &file.tensors()[at];
         Some(Entry { dtype: tensor.dtype, shape: &tensor.shape, bytes: file.bytes(tensor), path: file.path() })
+    }
+
+    /// Lets the system have back the memory that it holds a tensor in: see [`File::release`].
+    pub fn release(&self, name: &str) {
+        if let Some((file, at)) = self.places.get(name) {
+            let file = &self.files[*file];
+            file.release(&file.tensors()[*at]);
+        }
     }
 }

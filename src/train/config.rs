@@ -23,7 +23,7 @@ pub struct Config {
     /// Preset (see models/) or TOML file of the model
     #[arg(long, value_name = "NAME|FILE", default_value = "demo")]
     pub model: String,
-    /// Folder of a GPT-2 as Hugging Face's transformers keeps it, to go on from
+    /// Folder of a model as Hugging Face's transformers keeps it, to go on from
     #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -144,6 +144,10 @@ pub struct Config {
     /// Decay of the parameters of two or more dimensions
     #[arg(long, value_name = "DECAY", default_value_t = 0.1)]
     pub weight_decay: f64,
+    /// Share of what embeds, attends and joins the residual stream that a step leaves out [default: that of the model]
+    #[arg(long, value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
     /// Largest norm of the gradient; 0: no clipping
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub grad_clip: f64,
@@ -461,6 +465,12 @@ impl Config {
             ("adam-eps", self.adam_eps, positive(self.adam_eps), "must be more than 0; 1e-8 is usual"),
             ("weight-decay", self.weight_decay, not_negative(self.weight_decay), "must be 0 or more"),
             ("grad-clip", self.grad_clip, not_negative(self.grad_clip), "must be 0 (no clipping) or more"),
+            (
+                "dropout",
+                self.dropout.unwrap_or(0.0),
+                share(self.dropout.unwrap_or(0.0)),
+                "must be at least 0 and less than 1",
+            ),
         ];
         for (flag, value, good, cure) in checks {
             if !good {
@@ -506,6 +516,7 @@ mod tests {
             seq_len: Some(1),
             init: Some("a".into()),
             spill: Some(Spill::Ram),
+            dropout: Some(0.1),
             min_lr: Some(0.0),
             warmup_steps: Some(1),
             out: Some("a".into()),
@@ -528,7 +539,7 @@ mod tests {
     #[test]
     fn each_bad_value_is_named_with_its_flag() {
         type Spoil = fn(&mut Config);
-        let bad: [(&str, Spoil); 17] = [
+        let bad: [(&str, Spoil); 18] = [
             ("--data", |c| c.data.clear()),
             ("--steps 0", |c| c.steps = 0),
             ("--batch-size 0", |c| c.batch_size = 0),
@@ -541,6 +552,7 @@ mod tests {
             ("--lr NaN", |c| c.lr = f64::NAN),
             ("--min-lr 1", |c| c.min_lr = Some(1.0)),
             ("--beta1 1", |c| c.beta1 = 1.0),
+            ("--dropout 1", |c| c.dropout = Some(1.0)),
             ("--adam-eps 0", |c| c.adam_eps = 0.0),
             ("--grad-clip -1", |c| c.grad_clip = -1.0),
             ("--val-split 1", |c| c.val_split = Some(1.0)),

@@ -88,14 +88,19 @@ impl Conformance {
     }
 }
 
-/// Runs one training step of the tiny model that is compared, on the device of a fabric, by its schedule and on its grid:
-/// the same weights and batch on each.
-pub type StepFn<'a> = &'a dyn Fn(&Fabric) -> anyhow::Result<Gradients>;
+/// One training step of a tiny model that is compared.
+pub struct Step {
+    /// The model.
+    pub name: String,
+    /// Runs it on the device of a fabric, by its schedule and on its grid: the same weights and batch on each.
+    pub run: StepFn,
+}
 
-const WHOLE_STEP: &str = "training step";
+/// What runs a step.
+pub type StepFn = Box<dyn Fn(&Fabric) -> anyhow::Result<Gradients>>;
 
-/// Runs the whole check. `step` runs the tiny training step; `progress` is told what begins.
-pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progress: &dyn Fn(&str)) -> Conformance {
+/// Runs the whole check; `progress` is told what begins.
+pub fn run(device: &Device, seed: u64, canaries: bool, steps: &[Step], progress: &dyn Fn(&str)) -> Conformance {
     let mut found = Conformance { device: device.name().into(), seed, rows: Vec::new(), canaries: Vec::new() };
     if program::all().is_empty() {
         found.rows.push(Row::failed(Part::Program, "programs", "none is registered"));
@@ -115,27 +120,41 @@ pub fn run(device: &Device, seed: u64, canaries: bool, step: StepFn<'_>, progres
             found.canaries.extend(canary::of_program(program, &truth, device));
         }
     }
-    let whole_step = |fabric: &Fabric| Ok(words(&step(fabric)?));
-    let mut plays: Vec<(&str, schedules::Play<'_>)> = plays();
-    plays.push((WHOLE_STEP, &whole_step));
-    for (name, play) in plays {
+    for (name, play) in plays() {
         progress(name);
-        found.rows.push(compare_schedules(name, device, play));
-        if canaries {
-            found.canaries.extend(canary::of_schedule(name, device, play));
-        }
+        found.schedule(name, device, canaries, play);
     }
-    progress(WHOLE_STEP);
-    match three_steps(device, step) {
-        Ok([ours, reference, oracle]) => {
-            found.rows.extend(compare_step(&ours, &reference, &oracle));
-            if canaries {
-                found.canaries.extend(canary::of_step(&ours, &reference, &oracle));
-            }
-        }
-        Err(error) => found.rows.push(Row::failed(Part::Step, WHOLE_STEP, format!("{error:#}"))),
+    for step in steps {
+        let name = format!("training step of {}", step.name);
+        progress(&name);
+        found.step(&name, device, canaries, &step.run);
     }
     found
+}
+
+impl Conformance {
+    /// A program or a step, in supersteps against the same fused.
+    fn schedule(&mut self, name: &str, device: &Device, canaries: bool, play: schedules::Play<'_>) {
+        self.rows.push(compare_schedules(name, device, play));
+        if canaries {
+            self.canaries.extend(canary::of_schedule(name, device, play));
+        }
+    }
+
+    /// A whole training step, in supersteps and against the oracle.
+    fn step(&mut self, name: &str, device: &Device, canaries: bool, step: &StepFn) {
+        self.schedule(name, device, canaries, &|fabric: &Fabric| Ok(words(&step(fabric)?)));
+        match three_steps(device, step) {
+            Ok([ours, reference, oracle]) => {
+                let named = |row: Row| Row { name: format!("{name}: {}", row.name), ..row };
+                self.rows.extend(compare_step(&ours, &reference, &oracle).into_iter().map(named));
+                if canaries {
+                    self.canaries.extend(canary::of_step(name, &ours, &reference, &oracle));
+                }
+            }
+            Err(error) => self.rows.push(Row::failed(Part::Step, name, format!("{error:#}"))),
+        }
+    }
 }
 
 /// The step as one list: the loss, then every gradient, as the device kept them.
@@ -145,7 +164,7 @@ fn words(step: &Gradients) -> Vec<f32> {
 }
 
 /// Ours, plain f32, and f64.
-fn three_steps(device: &Device, step: StepFn<'_>) -> anyhow::Result<[Gradients; 3]> {
+fn three_steps(device: &Device, step: &StepFn) -> anyhow::Result<[Gradients; 3]> {
     let fused = |device| step(&Fabric::new(device, Schedule::Fused, Wafer::new(1, 1)));
     Ok([fused(device.clone())?, fused(Device::reference()?)?, fused(Device::oracle()?)?])
 }

@@ -13,7 +13,6 @@ pub struct Live<'a> {
     fabric: &'a Fabric,
     store: &'a mut Store,
     decoder: Decoder,
-    context: usize,
 }
 
 impl Trainer {
@@ -23,10 +22,9 @@ impl Trainer {
     /// # Errors
     /// What the device says.
     pub fn live(&mut self) -> Result<Live<'_>> {
-        let config = self.model().config().clone();
-        let decoder = Decoder::new(self.device(), &config)?;
+        let decoder = Decoder::new(self.device(), self.model().config())?;
         let (fabric, store) = self.parts();
-        Ok(Live { fabric, store, decoder, context: config.context })
+        Ok(Live { fabric, store, decoder })
     }
 }
 
@@ -42,6 +40,6 @@ impl NextLogits for Live<'_> {
     }
 
     fn context(&self) -> usize {
-        self.context
+        self.decoder.context()
     }
 }

@@ -70,11 +70,15 @@ pub fn disk(folder: &Path) -> Option<f64> {
     tried.ok().map(|()| 2.0 * BYTES as f64 / seconds)
 }
 
-/// Floating point operations of a step, forward and backward: 6 for each parameter and token, positions left out, and
-/// `12 * layers * width * sequence` a token for attention (Chowdhery et al. 2022, appendix B).
+/// Floating point operations of a step, forward and backward: 6 for each parameter and token, tables that are only looked up
+/// in left out, and `12 * layers * width of the queries * keys` a token for attention (Chowdhery et al. 2022, appendix B).
 pub fn step_flops(config: &Config, shape: &Shape) -> f64 {
-    let parameters = Table::new(config).count() as f64 - (config.context * config.d_model) as f64;
-    let attention = 12.0 * (config.layers * config.d_model) as f64 * shape.seq_len as f64;
+    let table = Table::new(config);
+    let count = |row: usize| table.parameters[row].count();
+    let looked_up = table.positions.map_or(0, count) + if config.tied { 0 } else { count(table.tokens) };
+    let parameters = (table.count() - looked_up) as f64;
+    let keys = shape.seq_len.min(config.window.unwrap_or(usize::MAX));
+    let attention = 12.0 * (config.layers * config.qkv_widths()[0]) as f64 * keys as f64;
     (6.0 * parameters + attention) * (shape.batch_size * shape.seq_len * shape.grad_accum) as f64
 }
 

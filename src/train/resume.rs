@@ -172,7 +172,12 @@ impl Terms {
             let cure = "go on where it began, or start a new run";
             return differs("--device".into(), then.device.clone(), self.device.clone(), cure);
         }
-        if let Some((program, then, now)) = first_difference(&then.variants, &self.variants) {
+        // Programs that came or went since then were no part of the run: those that it launched are still here.
+        let known = |these: &BTreeMap<String, String>, those: &BTreeMap<String, String>| {
+            these.iter().filter(|(name, _)| those.contains_key(*name)).map(|(a, b)| (a.clone(), b.clone())).collect()
+        };
+        let (then, now) = (known(&then.variants, &self.variants), known(&self.variants, &then.variants));
+        if let Some((program, then, now)) = first_difference(&then, &now) {
             let cure = "go on with the gaufre that began it, or start a new run";
             return differs(format!("the variant of program {program}"), then, now, cure);
         }
@@ -295,5 +300,31 @@ impl State {
             Some(reason) => Err(ResumeError::NoneWhole { run: folder.path().into(), reason }.into()),
             None => Ok(State::new(terms)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms(variants: &[(&str, &str)]) -> Terms {
+        Terms {
+            configuration: BTreeMap::new(),
+            model: serde_json::Value::Null,
+            data: String::new(),
+            device: String::new(),
+            variants: variants.iter().map(|(name, variant)| (name.to_string(), variant.to_string())).collect(),
+        }
+    }
+
+    #[test]
+    fn a_program_that_another_gaufre_has_is_no_part_of_a_run_and_another_variant_is() {
+        let path = tempfile::tempdir().unwrap();
+        let config = Config { out: Some(path.path().into()), ..Config::default() };
+        let (folder, _lock) = Folder::claim(&config, "a", &crate::store::durable::RealDisk).unwrap();
+        let then = terms(&[("matmul", "8x8"), ("gelu", "run256")]);
+        assert!(terms(&[("matmul", "8x8"), ("rotary", "rows")]).check(&then, &folder).is_ok());
+        let error = terms(&[("matmul", "4x4"), ("rotary", "rows")]).check(&then, &folder).unwrap_err().to_string();
+        assert!(error.contains("the variant of program matmul was 8x8 and is 4x4"), "{error}");
     }
 }

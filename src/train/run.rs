@@ -20,7 +20,7 @@ use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Event, Finish, Observer, ReportError, Start, device};
 use crate::store::checkpoint::{self, CheckpointError};
 use crate::store::durable::{Disk, RealDisk};
-use crate::store::{Archive, Placement, StoreError};
+use crate::store::{Archive, Placement, StoreError, disk};
 use crate::wafer::Wafer;
 
 /// Why a run ended early, or never began.
@@ -158,9 +158,11 @@ fn go(
 ) -> Result<Summary, TrainError> {
     config.check()?;
     let old = old.map(|folder| folder.lock().map(|lock| (folder, lock))).transpose()?;
-    // A run that goes on has its model in its folder; where it came from may be gone.
-    let init = config.init.as_deref().filter(|_| old.is_none()).map(HuggingFace::open).transpose()?;
-    let model = init.as_ref().map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
+    // A run that goes on has its weights in its folder; where they came from may be gone. One that was killed before its
+    // first checkpoint begins again.
+    let begins = old.as_ref().is_none_or(|(folder, _)| !has_checkpoint(config, folder));
+    let init = config.init.as_deref().filter(|_| begins).map(HuggingFace::open).transpose()?;
+    let model = model_of(config, init.as_ref())?;
     let shape = config.shape(model.context)?;
     let corpus = Corpus::load(&config.request(), shape.seq_len + 1)?;
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
@@ -177,9 +179,9 @@ fn go(
         device.run(|| init.load(trainer.store()))?;
     }
     let samples = Samples::new(config, &trainer, &corpus.tokenizer)?;
-    checkpoint::clear_litter(control.disk, folder.path())?;
-    checkpoint::clear_litter(control.disk, &folder.checkpoints())?;
-    checkpoint::clear_litter(control.disk, &folder.samples())?;
+    for path in [folder.path(), &folder.checkpoints(), &folder.samples()] {
+        checkpoint::clear_litter(control.disk, path)?;
+    }
     let tell = |reason: &str| Ok::<_, TrainError>(observer.event(&Event::Damaged { reason })?);
     let (state, interrupted) = match trainer.opened() {
         Some(opened) => (State::kept(&folder, terms, opened.state)?, opened.interrupted),
@@ -214,10 +216,24 @@ fn go(
     if summary.stopped {
         observer.event(&Event::Stopped { step: summary.step, steps: config.steps, folder: folder.path() })?;
     }
-    let steps = summary.step.saturating_sub(before);
-    let finish = Finish { steps, tokens: steps * step_tokens, seconds: summary.seconds, skipped: summary.skipped };
-    observer.finished(&finish)?;
+    let (steps, seconds) = (summary.step.saturating_sub(before), summary.seconds);
+    observer.finished(&Finish { steps, tokens: steps * step_tokens, seconds, skipped: summary.skipped })?;
     Ok(summary)
+}
+
+/// The model of a run: that of the folder it begins with, or else the one that is named; the vocabulary may be left open.
+fn model_of(config: &Config, init: Option<&HuggingFace>) -> Result<model::Config, TrainError> {
+    let model = init.map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
+    Ok(model::Config { dropout: config.dropout.map_or(model.dropout, |rate| rate as f32), ..model })
+}
+
+/// Whether a run has come as far as a checkpoint, or the store that is one.
+fn has_checkpoint(config: &Config, folder: &Folder) -> bool {
+    match config.store.placement() {
+        Placement::Disk => disk::is_committed(&store_folder(config, folder.path())),
+        // What cannot be listed is said where it is read.
+        _ => checkpoint::list(&folder.checkpoints()).map_or(true, |found| !found.is_empty()),
+    }
 }
 
 /// A trainer, and the folder that its run has.

@@ -141,6 +141,6 @@ impl NextLogits for Saved {
     }
 
     fn context(&self) -> usize {
-        self.config.context
+        self.decoder.context()
     }
 }

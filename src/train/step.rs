@@ -8,6 +8,7 @@ use crate::device::{Buffer, Device, DeviceError, Elem, View};
 use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Shape, Told, Visit};
 use crate::program::Matrix;
 use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS, SLOT_FLOATS, Slots};
+use crate::program::initial::word;
 use crate::program::schedule::{Fabric, Schedule};
 use crate::store::disk::Opened;
 use crate::store::journal::{Interrupted, Mark};
@@ -152,12 +153,12 @@ pub enum SetupError {
         /// Whether everything is kept for the backward pass.
         kept: bool,
     },
-    /// A sequence longer than the model's position table.
+    /// A sequence longer than the model's context.
     #[error("--seq-len {seq_len}: the model has {context} positions")]
     TooLong {
         /// Tokens of a sequence.
         seq_len: usize,
-        /// Rows of the position table.
+        /// Positions of the model.
         context: usize,
     },
     /// The store.
@@ -171,6 +172,9 @@ pub enum SetupError {
 /// Activations that `--recompute auto` keeps when no `--device-memory` is given.
 const AUTO_KEEPS: u64 = 4 << 30;
 
+/// What the seed is mixed with for the keys of dropout, which are to have nothing in common with initial values.
+const LEFT_OUT: u64 = 0x6472_6F70_6F75_7400;
+
 /// A model in training.
 pub struct Trainer {
     fabric: Fabric,
@@ -178,6 +182,7 @@ pub struct Trainer {
     model: Gpt,
     optimizer: Optimizer,
     updater: Updater,
+    seed: u64,
     dry: bool,
     scalars: Buffer,
     partials: Buffer,
@@ -238,6 +243,7 @@ impl Trainer {
             store,
             model,
             optimizer,
+            seed: setup.seed,
             dry: setup.dry,
             scalars: device.buffer("scalars", Elem::F32, SCALARS)?,
             partials: device.buffer("gradient partials", Elem::F32, slots * SLOT_FLOATS)?,
@@ -279,7 +285,8 @@ impl Trainer {
     pub fn step(&mut self, step: u64, lr: f32, batches: &[Micro]) -> Result<StepResult, StoreError> {
         let moment = Moment { step, lr };
         self.store.begin_step();
-        self.forward(batches, true)?;
+        self.load(batches, step)?;
+        self.forward(true)?;
         let head = self.model.visits().len() - 1;
         self.updated_at_once(head, moment)?;
         self.descend(head, moment)?;
@@ -308,7 +315,7 @@ impl Trainer {
         let device = self.fabric.device().clone();
         let [scalars, partials, upstream @ ..] = &words[..] else { panic!("a mark of a trainer") };
         if note.backward {
-            self.model.load(&device, batches)?;
+            self.load(batches, *step)?;
             for visit in self.model.visits().into_iter().take(note.visit) {
                 self.model.forward(&self.fabric, &mut self.store, visit)?;
             }
@@ -401,7 +408,8 @@ impl Trainer {
     /// What the device or the store says.
     pub fn backpropagate(&mut self, batches: &[Micro]) -> Result<(), StoreError> {
         self.store.begin_step();
-        self.forward(batches, true)?;
+        self.model.load(self.fabric.device(), batches)?;
+        self.forward(true)?;
         (0..self.model.visits().len() - 1).rev().try_for_each(|visit| self.backward(visit))
     }
 
@@ -418,7 +426,8 @@ impl Trainer {
     /// # Errors
     /// What the device says.
     pub fn evaluate_f64(&mut self, batches: &[Micro]) -> Result<f64, StoreError> {
-        self.forward(batches, false)?;
+        self.model.load(self.fabric.device(), batches)?;
+        self.forward(false)?;
         Ok(self.fabric.device().download_f64(&self.scalars.all())?[LOSS])
     }
 
@@ -453,8 +462,15 @@ impl Trainer {
         self.model.logits(&self.fabric, &mut self.store, take)
     }
 
-    fn forward(&mut self, batches: &[Micro], train: bool) -> Result<(), StoreError> {
+    /// The micro-batches of a step that trains, and what it leaves out of them.
+    fn load(&mut self, batches: &[Micro], step: u64) -> Result<(), StoreError> {
         self.model.load(self.fabric.device(), batches)?;
+        let [low, high] = [2 * step, 2 * step + 1].map(|at| u64::from(word(self.seed ^ LEFT_OUT, at)));
+        self.model.leave_out(high << 32 | low);
+        Ok(())
+    }
+
+    fn forward(&mut self, train: bool) -> Result<(), StoreError> {
         for visit in self.model.visits() {
             match visit {
                 Visit::Head => self.turn(train)?,

@@ -197,11 +197,11 @@ pub fn of_schedule(name: &str, device: &Device, play: Play<'_>) -> Vec<Canary> {
 }
 
 /// Faults in the comparison of steps: the loss and every tensor in turn off by a little, not a number, and missing.
-pub fn of_step(ours: &Gradients, reference: &Gradients, oracle: &Gradients) -> Vec<Canary> {
+pub fn of_step(subject: &str, ours: &Gradients, reference: &Gradients, oracle: &Gradients) -> Vec<Canary> {
     let plant = |fault: String, name: &str, wrong: Gradients| {
         let rows = compare_step(&wrong, reference, oracle);
         let row = rows.into_iter().find(|row| row.name == name && !row.passed);
-        Canary::new("training step", fault, Ok(row.map(|row| row.place)))
+        Canary::new(subject, fault, Ok(row.map(|row| row.place)))
     };
     let with_loss = |loss: f64| Gradients { loss, ..ours.clone() };
     let mut found = vec![
