@@ -2,7 +2,7 @@
 //! of ten batches and every gradient of the first. tests/golden/make_cut.py made the golden; the yardstick is that of the
 //! other goldens.
 
-use super::{Golden, assert_rows, fill};
+use super::{Golden, assert_rows};
 use crate::rig;
 use gaufre::model::{Recompute, preset};
 use gaufre::store::durable::{Disk, RealDisk};
@@ -48,7 +48,7 @@ fn a_cut_of_gpt3_13b_streams_to_the_gradients_of_pytorch() {
     let folder = tempfile::tempdir().unwrap();
     let device = rig::host();
     let mut trainer = Trainer::new(device.clone(), setup(&golden, folder.path())).unwrap();
-    fill(&mut trainer, SCALE);
+    golden.fill(&mut trainer, SCALE);
     let steps = golden.values("loss").len() as u64;
     let losses: Vec<f32> = (0..steps).map(|step| trainer.evaluate(&[golden.batch(step)]).unwrap()).collect();
     let mut rows = vec![golden.row("loss", &losses, None)];
@@ -56,7 +56,7 @@ fn a_cut_of_gpt3_13b_streams_to_the_gradients_of_pytorch() {
     for number in 0..trainer.store().tensors().len() {
         let name = trainer.store().tensors()[number].name.clone();
         let mut gradient = trainer.store().read(number, Role::Gradient).unwrap();
-        golden.tensor("gradient", &name, &gradient, &mut rows);
+        golden.tensor("gradient", number, &gradient, &mut rows);
         if name.ends_with("mlp.c_fc.weight") {
             // One element in a thousand is a thousandth off.
             gradient.iter_mut().step_by(1000).for_each(|x| *x *= 1.001);

@@ -45,7 +45,7 @@ def initial(key, name, shape):
     values = noise(key, int(np.prod(shape))).reshape(shape)
     if len(shape) > 1:
         return values * 0.25
-    return values * 0.5 + (1.0 if "ln_" in name and name.endswith("weight") else 0.0)
+    return values * 0.5 + (1.0 if name.endswith("weight") else 0.0)
 
 
 def tokens(step, count, vocabulary):
@@ -63,7 +63,7 @@ def sketch(values):
 
 
 def transposed(name):
-    """Weights of Conv1D are [in, out]; a checkpoint of ours has [out, in]."""
+    """Weights of Conv1D are [in, out]; a checkpoint of ours has [out, in]. The goldens of other families have their own order."""
     return name.startswith("h.") and name.endswith("weight") and "ln_" not in name
 
 
@@ -77,25 +77,23 @@ def named(model):
     return [(n.removeprefix("transformer."), p) for n, p in model.named_parameters()]
 
 
-def run(shape, dtype):
-    heads, width, layers, positions, vocabulary, sequences = shape
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_new",
-        layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
-    )
-    model = GPT2LMHeadModel(config).to(dtype).train()
+def fill(parameters, dtype):
+    """Gives parameters their initial values: the `n`th of the list has the key `n`."""
     with torch.no_grad():
-        for key, (name, parameter) in enumerate(named(model)):
+        for key, (name, parameter) in enumerate(parameters):
             size = tuple(reversed(parameter.shape)) if transposed(name) else tuple(parameter.shape)
             values = torch.from_numpy(initial(key, name, size)).to(dtype)
             parameter.copy_(values.T if transposed(name) else values)
-    decayed = [p for _, p in named(model) if p.dim() >= 2]
-    others = [p for _, p in named(model) if p.dim() < 2]
+
+
+def measure(model, parameters, vocabulary, positions, sequences, steps):
+    """The logits and gradients of the first batch, loss and norm of each step, and the weights after the last."""
+    decayed = [p for _, p in parameters if p.dim() >= 2]
+    others = [p for _, p in parameters if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS)
     found, losses, norms = {}, [], []
-    for step in range(STEPS):
+    for step in range(steps):
         ids = tokens(step, sequences * (positions + 1), vocabulary).reshape(sequences, positions + 1)
         ids = torch.from_numpy(ids)
         logits = model(ids[:, :-1]).logits
@@ -104,13 +102,25 @@ def run(shape, dtype):
         loss.backward()
         if step == 0:
             found["logits"] = logits.detach().double().numpy()
-            found |= {f"gradient/{n}": ours(n, p.grad) for n, p in named(model)}
+            found |= {f"gradient/{n}": ours(n, p.grad) for n, p in parameters}
         losses.append(loss.item())
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())
         optimizer.step()
     found["loss"], found["grad_norm"] = np.array(losses), np.array(norms)
-    found |= {f"weight/{n}": ours(n, p) for n, p in named(model)}
+    found |= {f"weight/{n}": ours(n, p) for n, p in parameters}
     return found
+
+
+def run(shape, dtype):
+    heads, width, layers, positions, vocabulary, sequences = shape
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_new",
+        layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+    )
+    model = GPT2LMHeadModel(config).to(dtype).train()
+    fill(named(model), dtype)
+    return measure(model, named(model), vocabulary, positions, sequences, STEPS)
 
 
 def parts(found):
@@ -123,21 +133,26 @@ def parts(found):
             yield name, values
 
 
+def write(name, exact, single, metadata):
+    """Writes a golden: of each quantity the f64 result, and how far f32 lies from it."""
+    golden = {}
+    for quantity, values in exact.items():
+        flat = values.reshape(-1)
+        golden[quantity] = flat.copy() if flat.size <= WHOLE else sketch(flat)
+        distance = np.linalg.norm(single[quantity].reshape(-1) - flat)
+        golden[f"{quantity}/distance"] = np.array([distance, np.linalg.norm(flat)])
+        print(f"{name} {quantity} {flat.size} relative {distance / np.linalg.norm(flat):.2e}")
+    path = os.path.join(os.path.dirname(__file__), f"{name}.safetensors")
+    save_file(golden, path, metadata=metadata)
+    os.chmod(path, 0o644)
+
+
 def main():
     torch.manual_seed(0)
     for name, shape in SHAPES.items():
         exact, single = dict(parts(run(shape, torch.float64))), dict(parts(run(shape, torch.float32)))
-        golden = {}
-        for quantity, values in exact.items():
-            flat = values.reshape(-1)
-            golden[quantity] = flat.copy() if flat.size <= WHOLE else sketch(flat)
-            distance = np.linalg.norm(single[quantity].reshape(-1) - flat)
-            golden[f"{quantity}/distance"] = np.array([distance, np.linalg.norm(flat)])
-            print(f"{name} {quantity} {flat.size} relative {distance / np.linalg.norm(flat):.2e}")
-        path = os.path.join(os.path.dirname(__file__), f"{name}.safetensors")
         keys = ("heads", "d_model", "layers", "context", "vocab_size", "batch")
-        save_file(golden, path, metadata={k: str(v) for k, v in zip(keys, shape)})
-        os.chmod(path, 0o644)
+        write(name, exact, single, {k: str(v) for k, v in zip(keys, shape)})
 
 
 if __name__ == "__main__":
