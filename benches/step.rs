@@ -45,7 +45,8 @@ fn sizes(shape: &str) -> (usize, usize) {
         "nano" => (8, 128),
         "mini" => (8, 256),
         "gpt2" => (2, 256),
-        other => panic!("no shape {other}: nano, mini or gpt2"),
+        "llama" => (1, 256),
+        other => panic!("no shape {other}: nano, mini, gpt2 or llama"),
     }
 }
 
