@@ -237,7 +237,7 @@ const KEY_VALUE_VARIANTS: &[Variant] = variants! {
 const DELTA_VARIANTS: &[Variant] = &[tile!("rows64", ALL, 64 x 1, 4, 256, staged 0, dropout 0)];
 const ALL: &[Class] = crate::device::ALL_CLASSES;
 
-/// Whether a variant has room for a head and drops weights as told; native code and `delta` do either.
+/// Whether a variant has room for a head and drops weights as told; native code does either.
 fn runs(variant: &Variant, params: &AttentionParams) -> bool {
     let meets = |(name, value): &(&str, u32)| match *name {
         "HEAD" => params.head_size <= *value,
