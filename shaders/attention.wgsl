@@ -51,32 +51,12 @@ fn quad_rows(base: u32, stride: u32, j: u32, live: u32) -> vec4<u32> {
 }
 
 //# if DROPOUT
-// The high word of a product: WGSL has no 64-bit integers.
-fn mul_high(a: u32, b: u32) -> u32 {
-    let low = (a & 0xffffu) * (b & 0xffffu);
-    let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-    let carry = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
-    return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (carry >> 16u);
-}
+fn seed() -> vec2<u32> { return vec2<u32>(p.key_low, p.key_high); }
 
-// Philox4x32-10: a block of the stream of words.
-fn philox(block_low: u32, block_high: u32) -> vec4<u32> {
-    var c = vec4<u32>(block_low, block_high, 0u, 1u);
-    var key = vec2<u32>(p.key_low, p.key_high);
-    for (var round = 0u; round < 10u; round++) {
-        let a = mul_high(c.x, 0xD2511F53u);
-        let b = mul_high(c.z, 0xCD9E8D57u);
-        c = vec4<u32>(b ^ c.y ^ key.x, c.z * 0xCD9E8D57u, a ^ c.w ^ key.y, c.x * 0xD2511F53u);
-        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
-    }
-    return c;
-}
-
-// The word of the pair of a query, counted through all heads and sequences, and a key: its block, and its place there.
-fn pair(query: u32, key: u32) -> vec3<u32> {
+// The index of the pair of a query, counted through all heads and sequences, and a key: its low and its high word.
+fn pair(query: u32, key: u32) -> vec2<u32> {
     let low = query * p.key_value_len + key;
-    let high = mul_high(query, p.key_value_len) + select(0u, 1u, low < key);
-    return vec3<u32>((low >> 2u) | (high << 30u), high >> 2u, low & 3u);
+    return vec2<u32>(low, mul_high(query, p.key_value_len) + select(0u, 1u, low < key));
 }
 
 // What the weights that have these words are multiplied by.
@@ -84,21 +64,15 @@ fn factors(words: vec4<u32>) -> vec4<f32> {
     return select(vec4<f32>(0.0), vec4<f32>(4294967296.0 / f32(0u - p.threshold)), words >= vec4<u32>(p.threshold));
 }
 
-// The same of a query and four keys: where they do not begin with a block, of the words of two.
+// The same of a query and four keys.
 fn key_factors(query: u32, key: u32) -> vec4<f32> {
     let at = pair(query, key);
-    var words = philox(at.x, at.y);
-    if (at.z != 0u) {
-        let next = philox(at.x + 1u, at.y + select(0u, 1u, at.x == 0xffffffffu));
-        let nearer = select(vec4<u32>(words.yzw, next.x), vec4<u32>(words.zw, next.xy), at.z == 2u);
-        words = select(nearer, vec4<u32>(words.w, next.xyz), at.z == 3u);
-    }
-    return factors(words);
+    return factors(philox_quad(at.x, at.y, 0u, 1u, seed()));
 }
 
 fn word(query: u32, key: u32) -> u32 {
     let at = pair(query, key);
-    return philox(at.x, at.y)[at.z];
+    return philox(vec4<u32>((at.x >> 2u) | (at.y << 30u), at.y >> 2u, 0u, 1u), seed())[at.x & 3u];
 }
 
 // The same of four queries and a key.

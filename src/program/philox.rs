@@ -5,10 +5,13 @@
 //! Its WGSL, `shaders/philox.wgsl`, is put before the shaders of the programs that draw from it. It must never know
 //! what its words decide.
 
-/// The text of a shader file behind that of Philox.
+/// The text of a shader file behind that of Philox, whose path is said too where it is not two folders up.
 macro_rules! with_philox {
     ($file:literal) => {
-        concat!(include_str!("../../shaders/philox.wgsl"), include_str!($file))
+        with_philox!("../../shaders/philox.wgsl", $file)
+    };
+    ($philox:literal, $file:literal) => {
+        concat!(include_str!($philox), include_str!($file))
     };
 }
 pub(super) use with_philox;

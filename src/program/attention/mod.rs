@@ -260,7 +260,7 @@ fn variant_for(kernel: &'static Kernel, class: Class, params: &AttentionParams) 
 /// The programs, in the order of a training step.
 pub static PROGRAMS: [&Program; 4] = [&FORWARD, &DELTA, &BACKWARD_QUERY, &BACKWARD_KEY_VALUE];
 
-const WGSL: &str = include_str!("../../../shaders/attention.wgsl");
+const WGSL: &str = super::philox::with_philox!("../../../shaders/philox.wgsl", "../../../shaders/attention.wgsl");
 
 /// `out` and `lse`: bindings q, k, v, out, lse, state.
 pub static FORWARD: Program = Program {
