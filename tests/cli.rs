@@ -313,6 +313,34 @@ fn devices_lists_the_host_and_the_oracle() {
 }
 
 #[test]
+fn models_lists_every_preset_with_its_family_and_needs() {
+    let desk = Desk::new();
+    let output = desk.gaufre(&["models"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let line = |name: &str| table.lines().find(|line| line.split_whitespace().next() == Some(name)).unwrap();
+    gaufre::model::PRESETS.iter().for_each(|(name, _)| has(line(name), &[name]));
+    has(line("gpt-neox-20b"), &["gpt_neox", "20,554,567,680", "38.29 GiB", "76.57 GiB"]);
+    has(line("llama-3.2-1b"), &["llama", "1,235,814,400"]);
+    has(line("demo"), &["gpt2", "*", "fits"]);
+    let output = desk.gaufre(&["models", "--json"]);
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(rows.len(), gaufre::model::PRESETS.len());
+    for row in &rows {
+        let number = |field: &serde_json::Value| field.as_u64().unwrap_or_else(|| panic!("{row}"));
+        let parameters = number(&row["parameters"]);
+        assert_eq!((number(&row["bf16_bytes"]), number(&row["f32_bytes"])), (2 * parameters, 4 * parameters));
+        // AdamW keeps four numbers a parameter; on a disk, in place, there is one of two bytes, and a journal.
+        assert!(number(&row["resident"]["memory_bytes"]) > 16 * parameters, "{row}");
+        assert!(number(&row["streamed"]["disk_bytes"]) > 2 * parameters, "{row}");
+        let here = row["here"].as_str().unwrap();
+        let free = row["free"]["memory_bytes"].as_u64();
+        let fits = free.is_none_or(|free| number(&row["resident"]["memory_bytes"]) <= free);
+        assert_eq!(here == "fits", fits, "{row}");
+    }
+}
+
+#[test]
 fn help_is_no_error() {
     let desk = Desk::new();
     for line in [&["--help"][..], &["--version"], &["train", "--help"], &["generate", "--help"], &["devices", "-h"]] {

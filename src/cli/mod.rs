@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod inspect;
 mod logits;
+mod models;
 mod prepare;
 mod report;
 mod tokenizer;
@@ -46,6 +47,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Make the page report.html of a run
     Report(report::Args),
+    /// List the models that are built in, and what each needs on this machine
+    Models(models::Args),
     /// List the devices of this machine
     Devices(devices::Args),
 }
@@ -106,6 +109,7 @@ impl Cli {
             Verb::Report(args) => report::run(&args),
             Verb::Export(args) => export::run(&args),
             Verb::Eval(args) => eval::run(&args),
+            Verb::Models(args) => models::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }
     }

@@ -36,6 +36,11 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// Bytes as a person reads them, rounded.
+pub fn rounded_bytes(n: u64) -> String {
+    format!("{:#}", indicatif::BinaryBytes(n))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

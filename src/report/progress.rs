@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use super::device::rounded_bytes as bytes;
 use super::{Event, Finish, Needs, Observer, ReportError, Result, Start, StepLine, Traffic};
 
 /// Shows how far a run is.
@@ -163,11 +164,6 @@ const TOLD: f64 = 2.0;
 /// Tokens a second: of few, the digits that tell them from none.
 fn rate(per_second: f64) -> String {
     if per_second < 10.0 { format!("{per_second:.3}") } else { format!("{per_second:.0}") }
-}
-
-/// Bytes as a person reads them.
-fn bytes(n: u64) -> String {
-    format!("{:#}", indicatif::BinaryBytes(n))
 }
 
 fn needs_line(needs: &Needs) -> String {

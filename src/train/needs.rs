@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, Home};
+use super::config::{Algorithm, Config, Home};
 use super::optimizer::Clip;
 use super::peaks;
+use super::run;
 use super::step::{Setup, SetupError};
+use crate::data::Shape;
 use crate::device::{Class, Device};
-use crate::model::Recompute;
-use crate::model::{Gpt, Table};
+use crate::model::{Config as Model, Gpt, Recompute, Table};
 use crate::program::Matrix;
 use crate::report;
 use crate::store::disk::{gradient_bytes, lasting_bytes};
@@ -28,7 +29,8 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    fn fit(self) -> bool {
+    /// Whether there is room, as far as is known.
+    pub fn fit(self) -> bool {
         self.available.is_none_or(|available| self.needed <= available)
     }
 }
@@ -154,6 +156,67 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
             _ => 0,
         },
     })
+}
+
+/// The two ways to train a model that are far apart: all in memory, in f32 with AdamW, and on a disk, in bf16 with Adafactor,
+/// in place, a layer at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// All in memory.
+    pub resident: Needs,
+    /// From a disk.
+    pub streamed: Needs,
+}
+
+/// Which way there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// All in memory.
+    Resident,
+    /// From a disk.
+    Streamed,
+    /// The disk is too small.
+    NoDisk,
+    /// What passes at once is too large for the memory.
+    NoMemory,
+}
+
+impl Ways {
+    /// The first way that there is room for.
+    pub fn room(&self) -> Room {
+        match (self.resident.ram.fit(), self.streamed.ram.fit(), self.streamed.disk.fit()) {
+            (true, ..) => Room::Resident,
+            (_, true, true) => Room::Streamed,
+            (_, true, false) => Room::NoDisk,
+            (_, false, _) => Room::NoMemory,
+        }
+    }
+}
+
+/// Tokens of the one sequence that [`of_model`] counts with, where the model's context is not shorter.
+pub const SEQUENCE: usize = 1024;
+
+/// What a model needs to be trained on a device, with one sequence of its context or of [`SEQUENCE`] tokens a step, in the
+/// folder where runs go by default.
+///
+/// # Errors
+/// [`StoreError`] where no plan can be made.
+pub fn of_model(model: &Model, device: &Device) -> Result<Ways, NeedsError> {
+    let shape = Shape { batch_size: 1, seq_len: model.context.min(SEQUENCE), grad_accum: 1 };
+    let streamed = Config {
+        store: Home::Disk(None),
+        in_place: true,
+        param_dtype: Format::Bf16,
+        optimizer: Algorithm::Adafactor,
+        clip: Clip::Layer,
+        recompute: Recompute::Layer,
+        ..Config::default()
+    };
+    let least = |config: &Config| {
+        let setup = Setup { spare: None, ..run::setup(config, model.clone(), shape, device) };
+        needs(config, &setup, device)
+    };
+    Ok(Ways { resident: least(&Config::default())?, streamed: least(&streamed)? })
 }
 
 /// What a run needs, where it fits; `resumed`: its store is there already.

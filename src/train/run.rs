@@ -158,10 +158,7 @@ fn go(
 ) -> Result<Summary, TrainError> {
     config.check()?;
     let old = old.map(|folder| folder.lock().map(|lock| (folder, lock))).transpose()?;
-    // A run that goes on has its weights in its folder; where they came from may be gone. One that was killed before its
-    // first checkpoint begins again.
-    let begins = old.as_ref().is_none_or(|(folder, _)| !has_checkpoint(config, folder));
-    let init = config.init.as_deref().filter(|_| begins).map(HuggingFace::open).transpose()?;
+    let init = initial(config, old.as_ref().map(|(folder, _)| folder))?;
     let model = model_of(config, init.as_ref())?;
     let shape = config.shape(model.context)?;
     let corpus = Corpus::load(&config.request(), shape.seq_len + 1)?;
@@ -225,6 +222,13 @@ fn go(
 fn model_of(config: &Config, init: Option<&HuggingFace>) -> Result<model::Config, TrainError> {
     let model = init.map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
     Ok(model::Config { dropout: config.dropout.map_or(model.dropout, |rate| rate as f32), ..model })
+}
+
+/// Where the weights come from that a run begins with, where they are not its own. A run that goes on has them in its folder,
+/// and where they came from may be gone; one that was killed before its first checkpoint begins again.
+fn initial(config: &Config, old: Option<&Folder>) -> Result<Option<HuggingFace>, HuggingFaceError> {
+    let begins = old.is_none_or(|folder| !has_checkpoint(config, folder));
+    config.init.as_deref().filter(|_| begins).map(HuggingFace::open).transpose()
 }
 
 /// Whether a run has come as far as a checkpoint, or the store that is one.
@@ -335,7 +339,8 @@ pub fn read_model(name: &str) -> Result<model::Config, TrainError> {
     Ok(model::Config::parse(&stem, &text)?)
 }
 
-fn setup(config: &Config, model: model::Config, shape: Shape, device: &Device) -> Setup {
+/// What a trainer is made of, but where its store lies.
+pub(super) fn setup(config: &Config, model: model::Config, shape: Shape, device: &Device) -> Setup {
     let Grid { width, height } = config.wafer;
     Setup {
         model,
