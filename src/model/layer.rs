@@ -165,18 +165,21 @@ impl Block<'_> {
         let normal = kept.qk_norm.as_ref();
         let [q, k] = self.queries_and_keys(normal.map_or(&kept.qkv, |normal| &normal.turned));
         let [raw_q, raw_k, v] = self.heads(&kept.qkv);
-        let [d_raw_q, d_raw_k, dv] = self.heads(&g.qkv);
-        let d_turned = g.turned.clone().unwrap_or_else(|| self.turned(&g.qkv));
-        let [dq, dk] = self.queries_and_keys(&d_turned);
+        // Attention wants those of keys and values in one matrix: before the norms they pass through where they will lie.
+        let [dq, dk, dv] = self.heads(&g.qkv);
         let (out, shape) = (&kept.attended, self.attention());
         attention::backward(fabric, &shape, &q, &k, &v, out, &kept.lse, &d_out, &g.delta, &dq, &dk, &dv)?;
+        let turned = self.turned(&g.qkv);
         if let Some(table) = self.rotary {
-            rotary::run(fabric.device(), &self.rotation(), table, &d_turned, true)?;
+            rotary::run(fabric.device(), &self.rotation(), table, &turned, true)?;
         }
-        if let (Some(gains), Some(normal)) = (rows.qk_norm, normal) {
-            let query = NormGradient { x: &raw_q, stats: &normal.query_stats, dy: &dq, residual: None, dx: &d_raw_q };
+        if let (Some(gains), Some(normal), Some(d_normal)) = (rows.qk_norm, normal, &g.turned) {
+            fabric.device().copy(&rows_into(&turned, d_normal, 0))?;
+            let [d_normal_q, d_normal_k] = self.queries_and_keys(d_normal);
+            let query =
+                NormGradient { x: &raw_q, stats: &normal.query_stats, dy: &d_normal_q, residual: None, dx: &dq };
             linear::head_norm_backward(fabric, store, gains[0], &query, done)?;
-            let key = NormGradient { x: &raw_k, stats: &normal.key_stats, dy: &dk, residual: None, dx: &d_raw_k };
+            let key = NormGradient { x: &raw_k, stats: &normal.key_stats, dy: &d_normal_k, residual: None, dx: &dk };
             linear::head_norm_backward(fabric, store, gains[1], &key, done)?;
         }
         Ok(())
