@@ -27,6 +27,7 @@ fn presets_have_the_published_counts() {
         ("llama-3-8b", 8_030_261_248),
         ("llama-3.2-1b", 1_235_814_400),
         ("mistral-7b", 7_241_732_096),
+        ("qwen3-0.6b", 596_049_920),
     ];
     for (name, count) in published {
         assert_eq!(Table::new(&preset(name).unwrap()).count(), count, "{name}");

@@ -38,6 +38,8 @@ presets![
     "pythia-70m",
     "pythia-160m",
     "pythia-410m",
+    "qwen3-0.6b",
+    "qwen3-tiny",
     "shakespeare-char",
 ];
 

@@ -14,6 +14,7 @@ const MODELS: &[(&str, &[u8])] = &[
     ("gpt-j", include_bytes!("gpt-j.safetensors")),
     ("llama", include_bytes!("llama.safetensors")),
     ("mistral", include_bytes!("mistral.safetensors")),
+    ("qwen3", include_bytes!("qwen3.safetensors")),
 ];
 
 #[test]

@@ -29,6 +29,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
@@ -67,6 +69,11 @@ MODELS = {
         vocab_size=89, hidden_size=44, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         intermediate_size=72, max_position_embeddings=25, sliding_window=7, rms_norm_eps=1e-5,
         bos_token_id=None, eos_token_id=None, attn_implementation="eager", **NO_DROPOUT,
+    )),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=107, hidden_size=36, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=64, max_position_embeddings=18, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, attn_implementation="eager", **NO_DROPOUT,
     )),
 }
 

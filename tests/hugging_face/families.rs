@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use gaufre::model::hugging_face::{FAMILIES, Family, heads, write_config};
+use gaufre::model::hugging_face::{FAMILIES, Family, write_config};
 use gaufre::model::preset;
 use gaufre::report::metrics::Metrics;
 use gaufre::train::config::{Config as Run, Home};
@@ -13,7 +13,7 @@ use gaufre::train::{Control, resume, start};
 use super::*;
 
 /// A preset of each family.
-const TINY: [&str; 4] = ["gpt-neox-tiny", "gpt-j-tiny", "llama-tiny", "mistral-tiny"];
+const TINY: [&str; 5] = ["gpt-neox-tiny", "gpt-j-tiny", "llama-tiny", "mistral-tiny", "qwen3-tiny"];
 
 /// The `config.json` of a preset.
 fn config(name: &str) -> String {
@@ -122,10 +122,13 @@ fn what_does_not_fit_is_refused_by_name() {
         ("gpt-j-tiny", "transformer.h.1.ln_1.weight", "transformer.h.0.mlp.fc_in.weight"),
         ("llama-tiny", "model.layers.1.input_layernorm.weight", "model.layers.0.self_attn.k_proj.weight"),
         ("mistral-tiny", "model.layers.1.input_layernorm.weight", "model.layers.0.self_attn.k_proj.weight"),
+        ("qwen3-tiny", "model.layers.1.self_attn.q_norm.weight", "model.layers.0.self_attn.o_proj.weight"),
     ] {
         let good = Model::new(&config(name), Dtype::F32, true);
         type Spoil<'a> = &'a dyn Fn(&mut Model);
         let third = norm.replace(".1.", ".3.");
+        let (config, table) = (good.config(), Table::new(&good.config()));
+        let head = stored_as(&config, &table.parameters[table.head.weight]).name;
         let cases: [(Spoil<'_>, &[&str]); 5] = [
             (&|m| drop(m.tensors.remove(norm)), &[bare(norm), "missing"]),
             (&|m| drop(m.tensors.insert(third.clone(), good.tensors[norm].clone())), &[&third, "is not one of"]),
@@ -134,7 +137,7 @@ fn what_does_not_fit_is_refused_by_name() {
                 &|m| m.tensors.get_mut(norm).unwrap().2[4..8].copy_from_slice(&f32::INFINITY.to_le_bytes()),
                 &[norm, "inf", "element 1"],
             ),
-            (&|m| drop(m.tensors.remove(heads(&m.config())[0].as_str())), &["weight is missing"]),
+            (&|m| drop(m.tensors.remove(&head)), &[bare(&head), "is missing"]),
         ];
         for (spoil, parts) in cases {
             let desk = Desk::new();

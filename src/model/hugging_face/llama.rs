@@ -23,7 +23,7 @@ pub(super) const LLAMA: Family = Family {
         let bias = bias(config.qkv_bias) || bias(config.out_bias);
         Config { qkv_bias: Some(bias), out_bias: Some(bias), ..config.clone() }
     },
-    read: |name, text| read(name, text, &Kin { takes_biases: true, ..KIN }),
+    read: |name, text| read(name, text, &Kin { attention_bias: true, mlp_bias: true, ..KIN }),
     write: |config| {
         let own = json!({ "attention_bias": attention_bias(config), "mlp_bias": config.bias });
         written(config, own)
@@ -45,6 +45,37 @@ pub(super) const MISTRAL: Family = Family {
     ..LLAMA
 };
 
+/// Qwen3: Llama with norms of queries and keys, and heads of a width of their own.
+pub(super) const QWEN3: Family = Family {
+    model_type: "qwen3",
+    architecture: "Qwen3ForCausalLM",
+    takes: |config| has_llama_blocks(config) && config.qk_norm,
+    read: |name, text| {
+        let kin = Kin {
+            vocab_size: 151_936,
+            intermediate_size: 22016,
+            key_value_heads: Some(32),
+            head_size: Some(128),
+            context: 32768,
+            window: upper_window,
+            attention_bias: true,
+            qk_norm: true,
+            ..KIN
+        };
+        read(name, text, &kin)
+    },
+    write: |config| {
+        let own = json!({
+            "attention_bias": attention_bias(config),
+            "max_window_layers": if config.window.is_some() { 0 } else { config.layers },
+            "sliding_window": config.window,
+            "use_sliding_window": config.window.is_some(),
+        });
+        written(config, own)
+    },
+    ..LLAMA
+};
+
 const NAMES: Names = Names {
     prefix: "model.",
     layers: "layers",
@@ -54,6 +85,8 @@ const NAMES: Names = Names {
         ("attn.q", "self_attn.q_proj"),
         ("attn.k", "self_attn.k_proj"),
         ("attn.v", "self_attn.v_proj"),
+        ("attn.q_norm", "self_attn.q_norm"),
+        ("attn.k_norm", "self_attn.k_norm"),
         ("attn.c_proj", "self_attn.o_proj"),
         ("ln_2", "post_attention_layernorm"),
         ("mlp.gate", "mlp.gate_proj"),
@@ -71,10 +104,14 @@ struct Kin {
     intermediate_size: usize,
     /// `None`: as many as there are heads.
     key_value_heads: Option<usize>,
+    /// `None`: the width over the heads.
+    head_size: Option<usize>,
     context: usize,
     /// The window that its fields mean.
     window: fn(&str, &Fields) -> Result<Option<usize>, ModelError>,
-    takes_biases: bool,
+    attention_bias: bool,
+    mlp_bias: bool,
+    qk_norm: bool,
 }
 
 /// Llama's, but for its biases.
@@ -82,13 +119,16 @@ const KIN: Kin = Kin {
     vocab_size: 32000,
     intermediate_size: 11008,
     key_value_heads: None,
+    head_size: None,
     context: 2048,
     window: |name, fields| match fields.sliding_window.flatten() {
         // It does nothing there, and may have been meant.
         Some(window) => Err(refused(name, "sliding_window", window, "a llama has none; only null can be read")),
         None => Ok(None),
     },
-    takes_biases: false,
+    attention_bias: false,
+    mlp_bias: false,
+    qk_norm: false,
 };
 
 /// The fields that matter of a `config.json`; what is left out or null has its family's default.
@@ -117,6 +157,8 @@ struct Fields {
     original_max_position_embeddings: Option<usize>,
     #[serde(deserialize_with = "there")]
     sliding_window: Option<Option<usize>>,
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
 }
 
@@ -127,10 +169,8 @@ fn there<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<usize>>, D
 
 fn read(name: &str, text: &str, kin: &Kin) -> Result<Config, ModelError> {
     let fields: Fields = parse(name, text)?;
-    if !kin.takes_biases {
-        only(name, "attention_bias", fields.attention_bias, false)?;
-        only(name, "mlp_bias", fields.mlp_bias, false)?;
-    }
+    only(name, "attention_bias", fields.attention_bias.filter(|_| !kin.attention_bias), false)?;
+    only(name, "mlp_bias", fields.mlp_bias.filter(|_| !kin.mlp_bias), false)?;
     let window = window(name, &fields, kin)?;
     let context = fields.max_position_embeddings.unwrap_or(kin.context);
     let rotary = rotation(name, &fields, context)?;
@@ -144,7 +184,7 @@ fn read(name: &str, text: &str, kin: &Kin) -> Result<Config, ModelError> {
         layers: fields.num_hidden_layers.unwrap_or(32),
         heads,
         key_value_heads: fields.num_key_value_heads.unwrap_or(kin.key_value_heads).filter(|count| *count != heads),
-        head_size: fields.head_dim.filter(|size| Some(d_model) != size.checked_mul(heads)),
+        head_size: fields.head_dim.or(kin.head_size).filter(|size| Some(d_model) != size.checked_mul(heads)),
         d_model,
         d_ff: Some(d_ff).filter(|inner| Some(*inner) != d_model.checked_mul(4)),
         context,
@@ -154,6 +194,7 @@ fn read(name: &str, text: &str, kin: &Kin) -> Result<Config, ModelError> {
         out_bias: own,
         tied: fields.tie_word_embeddings.unwrap_or(false),
         split_qkv: true,
+        qk_norm: kin.qk_norm,
         window,
         activation: form(name, "hidden_act", fields.hidden_act.as_deref().unwrap_or("silu"))?,
         gated: true,
@@ -179,6 +220,23 @@ fn rotation(name: &str, fields: &Fields, context: usize) -> Result<Rotation, Mod
         return Err(refused(name, "partial_rotary_factor", partial, "only 1 can be read: all of a head turns"));
     }
     Ok(Rotation { dims: None, layout: Layout::Halves, base: rope.base, scaling: rope.scaling })
+}
+
+/// The window of a Qwen3, which upper layers have and lower ones have not: of all, or of none.
+fn upper_window(name: &str, fields: &Fields) -> Result<Option<usize>, ModelError> {
+    let window = fields.sliding_window.unwrap_or(Some(4096)).filter(|_| fields.use_sliding_window == Some(true));
+    let (lower, layers) = (fields.max_window_layers.unwrap_or(28), fields.num_hidden_layers.unwrap_or(32));
+    let full = |types: &Vec<String>| types.iter().all(|kind| kind == "full_attention");
+    match (&fields.layer_types, window) {
+        (_, None) => Ok(None),
+        (Some(types), _) => Ok(window.filter(|_| !full(types))),
+        (None, _) if lower == 0 => Ok(window),
+        (None, _) if lower >= layers => Ok(None),
+        _ => {
+            let cure = format!("makes a window of {} of {layers} layers; only all or none can be read", layers - lower);
+            Err(refused(name, "max_window_layers", lower, &cure))
+        }
+    }
 }
 
 /// The window that every layer has.

@@ -42,7 +42,8 @@ pub struct Family {
 }
 
 /// Every family that can be read and written, the one for all that no other takes last.
-pub const FAMILIES: &[&Family] = &[&llama::MISTRAL, &llama::LLAMA, &gptj::FAMILY, &gpt_neox::FAMILY, &gpt2::FAMILY];
+pub const FAMILIES: &[&Family] =
+    &[&llama::QWEN3, &llama::MISTRAL, &llama::LLAMA, &gptj::FAMILY, &gpt_neox::FAMILY, &gpt2::FAMILY];
 
 impl Family {
     /// The family that a model is written as.

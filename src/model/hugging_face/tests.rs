@@ -14,7 +14,7 @@ fn gpt2() -> Config {
 
 /// A small model of each other family.
 fn tiny() -> Vec<Config> {
-    ["gpt-neox-tiny", "gpt-j-tiny", "llama-tiny", "mistral-tiny"].map(|name| preset(name).unwrap()).into()
+    ["gpt-neox-tiny", "gpt-j-tiny", "llama-tiny", "mistral-tiny", "qwen3-tiny"].map(|name| preset(name).unwrap()).into()
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn a_config_and_back_is_the_same() {
 #[test]
 fn every_preset_is_written_and_read_back_as_its_family() {
     let types: Vec<&str> = tiny().iter().map(|c| Family::of(c).model_type).collect();
-    assert_eq!(types, ["gpt_neox", "gptj", "llama", "mistral"]);
+    assert_eq!(types, ["gpt_neox", "gptj", "llama", "mistral", "qwen3"]);
     for (name, _) in crate::model::PRESETS {
         let config = preset(name).unwrap().with_vocabulary(65).unwrap();
         let text = write_config(&config, "bfloat16").unwrap();
@@ -79,6 +79,10 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("mistral", "mlp_bias", "true"),
     ("mistral", "layer_types", r#"["full_attention","sliding_attention"]"#),
     ("mistral", "rope_scaling", r#"{"rope_type":"longrope"}"#),
+    ("qwen3", "mlp_bias", "true"),
+    ("qwen3", "hidden_act", r#""gelu_python""#),
+    ("qwen3", "layer_types", r#"["sliding_attention"]"#),
+    ("qwen3", "rope_parameters", r#"{"rope_type":"yarn","factor":4.0}"#),
 ];
 
 #[test]
@@ -110,6 +114,8 @@ fn what_is_left_out_is_what_transformers_takes() {
     assert_eq!(read("gptj"), Config { parameters: 0, name: "x".into(), ..preset("gpt-j-6b").unwrap() });
     let mistral = Config { parameters: 0, name: "x".into(), ..preset("mistral-7b").unwrap() };
     assert_eq!(read("mistral"), Config { context: 131_072, norm_eps: 1e-6, ..mistral });
+    let qwen3 = read("qwen3");
+    assert_eq!((qwen3.head_size, qwen3.heads, qwen3.qkv_width(), qwen3.qk_norm), (None, 32, 3 * 4096, true));
     let llama = read("llama");
     assert_eq!((llama.key_value_heads(), llama.d_ff(), llama.context, llama.vocab_size), (32, 11008, 2048, 32000));
     assert_eq!((llama.tied, llama.window, llama.norm_eps), (false, None, 1e-6));
@@ -141,6 +147,30 @@ fn rotary_positions_are_read_as_every_version_writes_them() {
     }
 }
 
+#[test]
+fn a_qwen3_has_a_window_in_all_layers_or_in_none() {
+    let read = |text: &str| read_config("x", &format!(r#"{{"model_type":"qwen3","num_hidden_layers":4{text}}}"#));
+    for (text, window) in [
+        ("", None),
+        (r#","sliding_window":64"#, None),
+        (r#","use_sliding_window":true,"sliding_window":64,"max_window_layers":0"#, Some(64)),
+        (r#","use_sliding_window":true,"max_window_layers":0"#, Some(4096)),
+        (r#","use_sliding_window":true,"max_window_layers":4"#, None),
+        (r#","use_sliding_window":true,"sliding_window":null,"max_window_layers":2"#, None),
+        (r#","use_sliding_window":true,"max_window_layers":2,"layer_types":["full_attention"]"#, None),
+        (r#","use_sliding_window":true,"sliding_window":9,"layer_types":["sliding_attention"]"#, Some(9)),
+    ] {
+        let config = read(text).unwrap();
+        assert_eq!(config.window, window, "{text}");
+        let back = read_config("x", &write_config(&config, "float32").unwrap()).unwrap();
+        assert_eq!((back.window, Family::of(&back).model_type), (window, "qwen3"), "{text}");
+    }
+    let some = read(r#","use_sliding_window":true,"max_window_layers":2"#).unwrap_err();
+    assert!(matches!(some, ModelError::Impossible { field: "max_window_layers", .. }), "{some}");
+    let mixed = r#","use_sliding_window":true,"layer_types":["full_attention","sliding_attention"]"#;
+    assert!(matches!(read(mixed), Err(ModelError::Impossible { field: "layer_types", .. })));
+}
+
 /// A change that no family of its parts has, and the field that is named.
 type Change = (&'static str, fn(&mut Config), &'static str);
 
@@ -170,6 +200,8 @@ fn what_a_family_cannot_express_is_refused_by_name() {
         ("llama-tiny", |c| *c = Config { head_bias: true, ..c.clone() }, "head_bias"),
         ("mistral-tiny", |c| c.bias = true, "bias"),
         ("mistral-tiny", |c| c.qkv_bias = Some(true), "qkv_bias"),
+        ("qwen3-tiny", |c| c.bias = true, "bias"),
+        ("qwen3-tiny", |c| c.residual = Residual::Parallel, "residual"),
     ];
     for (name, change, field) in cases {
         let mut config = if *name == "gpt2" { gpt2() } else { preset(name).unwrap() };
