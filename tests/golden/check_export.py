@@ -8,19 +8,23 @@ The yardstick is PyTorch's own f32: our logits may lie four times as far from it
 store. Exit code 1 where they do not.
 """
 
+import contextlib
 import sys
 
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from make_families import Wide, widen
+
 
 def logits(folder, tokens, seq_len, dtype):
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     wrong = {kind: names for kind, names in report.items() if names}
     assert not wrong, wrong
-    model = model.to(dtype).eval()
-    with torch.no_grad():
+    wide = dtype is torch.float64
+    model = (widen(model) if wide else model).eval()
+    with torch.no_grad(), Wide() if wide else contextlib.nullcontext():
         parts = [model(window[None]).logits[0] for window in tokens.split(seq_len)]
     return torch.cat(parts).double()
 
