@@ -114,9 +114,15 @@ def checkpoint(model):
 
 
 def widen(model):
-    """f64, and the angles of GPT-J's table too, of frequencies in f32."""
-    model = model.double()
+    """f64 of all."""
+    return widen_buffers(model.double())
+
+
+def widen_buffers(model):
+    """f64 of what is no parameter: frequencies, and GPT-J's table of angles, of frequencies in f32."""
     for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.double() if buffer.is_floating_point() else buffer)
         if hasattr(module, "embed_positions"):
             inverse = 1.0 / (10000 ** (torch.arange(0, module.pos_embd_dim, 2, dtype=torch.int64) / module.pos_embd_dim))
             assert inverse.dtype == torch.float32
