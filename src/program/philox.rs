@@ -8,7 +8,7 @@
 /// The text of a shader file behind that of Philox, whose path is said too where it is not two folders up.
 macro_rules! with_philox {
     ($file:literal) => {
-        with_philox!("../../shaders/philox.wgsl", $file)
+        concat!(include_str!("../../shaders/philox.wgsl"), include_str!($file))
     };
     ($philox:literal, $file:literal) => {
         concat!(include_str!($philox), include_str!($file))
