@@ -18,7 +18,7 @@ pub struct Args {
     /// Folder of the run
     #[arg(required_unless_present = "init", conflicts_with = "init")]
     run: Option<PathBuf>,
-    /// Folder of a GPT-2 as Hugging Face's transformers keeps it, with --data FILE and --dump-logits
+    /// Folder of a model as Hugging Face's transformers keeps it, with --data FILE and --dump-logits
     #[arg(long, value_name = "FOLDER", requires = "dump_logits")]
     init: Option<PathBuf>,
     /// Safetensors file to write: `tokens` and `logits`

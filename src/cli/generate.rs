@@ -20,7 +20,7 @@ pub struct Args {
     /// Folder of the run
     #[arg(required_unless_present = "init")]
     run: Option<PathBuf>,
-    /// Folder of a GPT-2 as Hugging Face's transformers keeps it, in place of a run
+    /// Folder of a model as Hugging Face's transformers keeps it, in place of a run
     #[arg(long, value_name = "FOLDER", conflicts_with = "run")]
     init: Option<PathBuf>,
     /// Text to go on from [default: the start of a document]

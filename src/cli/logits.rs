@@ -1,4 +1,4 @@
-//! The part of `gaufre eval` that writes logits: of a GPT-2 in a folder of Hugging Face, over a text.
+//! The part of `gaufre eval` that writes logits: of a model in a folder of Hugging Face, over a text.
 
 use std::path::Path;
 

@@ -101,7 +101,7 @@ fn read(name: &str, text: &str) -> Result<Config, ModelError> {
     })
 }
 
-/// Dropout is 0, as in training here.
+/// Dropout is 0: how much is left out is for whoever trains to say.
 fn write(config: &Config) -> Value {
     json!({
         "activation_function": word(config.activation),

@@ -138,7 +138,7 @@ fn read(name: &str, text: &str) -> Result<Config, ModelError> {
     })
 }
 
-/// Dropout is 0, as in training here.
+/// Dropout is 0: how much is left out is for whoever trains to say.
 fn write(config: &Config) -> Value {
     let head_size = config.head_size() as f64;
     // The product is cut to a whole number when it is read: it must not come out a little less than it is.

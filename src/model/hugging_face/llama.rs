@@ -256,7 +256,8 @@ fn attention_bias(config: &Config) -> bool {
     config.qkv_bias.unwrap_or(config.bias) || config.out_bias.unwrap_or(config.bias)
 }
 
-/// The fields of a model, and those that its family has of its own. Dropout is 0, as in training here.
+/// The fields of a model, and those that its family has of its own. Dropout is 0: how much is left out is for whoever trains
+/// to say.
 fn written(config: &Config, own: Value) -> Value {
     let mut fields = json!({
         "attention_dropout": 0.0,
