@@ -281,6 +281,11 @@ fn gradients_that_do_not_wait_share_a_place() {
     let bytes = |layers, wait| gradient_bytes(&Gpt::tensors(&model(layers), 7), wait);
     assert_eq!(bytes(3, false), bytes(64, false));
     assert!(bytes(64, true) > 8 * bytes(3, true));
+    // A head of its own adds nothing to the table, which then need not wait for its own visit.
+    let untied = Config { tied: false, ..model(3) };
+    let (table, head) = (Gpt::tensors(&model(3), 7), Gpt::tensors(&untied, 7));
+    assert_eq!((table.iter().filter(|t| t.shared).count(), head.iter().filter(|t| t.shared).count()), (1, 0));
+    assert!(gradient_bytes(&head, false) < bytes(3, false));
     // On the disk itself: the least memory, so that all of them leave the device.
     let device = rig::host();
     let folder = tempfile::tempdir().unwrap();

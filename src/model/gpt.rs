@@ -77,7 +77,9 @@ impl Gpt {
 
     /// The tensors of a model, for a store.
     pub fn tensors(config: &Config, seed: u64) -> Vec<Tensor> {
+        let table = Table::new(config);
         let tensor = |(i, p): (usize, super::table::Parameter)| Tensor {
+            shared: config.tied && i == table.tokens,
             name: p.name,
             rows: p.rows,
             cols: p.cols,
@@ -89,7 +91,7 @@ impl Gpt {
                 Visit::Head => config.layers + 1,
             },
         };
-        Table::new(config).parameters.into_iter().enumerate().map(tensor).collect()
+        table.parameters.into_iter().enumerate().map(tensor).collect()
     }
 
     /// The configuration.

@@ -107,7 +107,7 @@ pub struct Archive {
     /// Bytes of gradients and layer inputs that may have to wait on the disk.
     pub scratch_bytes: u64,
     /// Whether all gradients of a step wait for its end; where not, those of a group are dropped before the next begins, but
-    /// those of group 0, which the first visit of a backward pass may add to.
+    /// those that are [shared](Tensor::shared).
     pub gradients_wait: bool,
     /// Whether nothing is ever updated, so that parameters and states stay formulas and take no room.
     pub dry: bool,
@@ -544,13 +544,13 @@ fn layout(tensors: &[Tensor], arrays: &[[Kept; ROLES]]) -> (Vec<FileLayout>, Vec
 /// the others with each group.
 fn gradient_places(tensors: &[Tensor], wait: bool) -> Vec<u64> {
     let bytes = |t: &Tensor| (Format::F32.bytes(t.rows, t.cols) as u64).next_multiple_of(4096);
-    let waits = |t: &Tensor| wait || t.group == 0;
+    let waits = |t: &Tensor| wait || t.shared;
     let behind: u64 = tensors.iter().filter(|t| waits(t)).map(bytes).sum();
     // By group, all that wait as one.
-    let mut ends = HashMap::from([(0, 0)]);
+    let mut ends = HashMap::from([(None, 0)]);
     let mut places: Vec<u64> = Vec::with_capacity(tensors.len() + 1);
     for tensor in tensors {
-        let end = ends.entry(if waits(tensor) { 0 } else { tensor.group }).or_insert(behind);
+        let end = ends.entry((!waits(tensor)).then_some(tensor.group)).or_insert(behind);
         places.push(*end);
         *end += bytes(tensor);
     }

@@ -60,6 +60,8 @@ pub struct Tensor {
     pub initial: Initial,
     /// Tensors of one group are used together: on a disk they share a file.
     pub group: usize,
+    /// Whether another group adds to its gradient too, long before its own does: a table that is also the head.
+    pub shared: bool,
 }
 
 /// Where panels stay between visits.
