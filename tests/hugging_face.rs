@@ -182,6 +182,23 @@ fn what_was_exported_says_the_same() {
 }
 
 #[test]
+fn fine_tuning_takes_the_tokenizer_of_the_folder() {
+    let desk = Desk::new();
+    Model::new(CONFIG, Dtype::F32, false).write(&desk.path("in"), false);
+    let flags = "--data text --batch-size 1 --eval-every 0 --val-split 0 --device host";
+    desk.succeed(&format!("train --init in --steps 4 --stop-after 2 --out run {flags}"));
+    let tokenizer = |folder: &str| gaufre::data::Tokenizer::load(&desk.path(folder).join("tokenizer.json")).unwrap();
+    assert_eq!(tokenizer("run"), tokenizer("in"));
+    // The folder may go: the run has its own.
+    fs::remove_file(desk.path("in/tokenizer.json")).unwrap();
+    desk.succeed("train --resume run");
+    let without = desk.gaufre(&format!("train --init in --steps 4 --out other {flags}"));
+    let error = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert!(error.contains("--init in: there is no tokenizer.json") && error.contains("--tokenizer"), "{error}");
+    assert!(!without.status.success() && !desk.path("other").exists());
+}
+
+#[test]
 fn a_model_without_biases_is_exported_with_biases_of_zero() {
     let desk = Desk::new();
     let text = "layers = 1\nheads = 2\nd_model = 8\ncontext = 16\nbias = false\nvocab_size = 256\n";

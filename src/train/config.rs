@@ -34,7 +34,7 @@ pub struct Config {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub val_data: Vec<PathBuf>,
-    /// What a token is [default: char, or what the data was prepared with]
+    /// What a token is [default: char, or what the data was prepared with; with --init, the folder's tokenizer.json]
     #[arg(long, value_name = "byte|char|FILE.json")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerKind>,

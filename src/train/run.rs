@@ -14,7 +14,7 @@ use super::resume::{self, ResumeError, State, Terms};
 use super::samples::Samples;
 use super::session::Session;
 use super::step::{Setup, SetupError, Trainer};
-use crate::data::{Batch, Corpus, DataError, Shape};
+use crate::data::{Batch, Corpus, DataError, Request, Shape, TokenizerKind};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
 use crate::report::{Event, Finish, Observer, ReportError, Start, device};
@@ -133,7 +133,7 @@ pub fn start(
     control: Control<'_>,
     observer: &mut (dyn Observer + Send),
 ) -> Result<Summary, TrainError> {
-    go(config, None, control, observer)
+    go(&with_its_tokenizer(config)?, None, control, observer)
 }
 
 /// Goes on with the run in a folder from its newest whole checkpoint, so that every bit is that of a run which never
@@ -161,7 +161,7 @@ fn go(
     let init = initial(config, old.as_ref().map(|(folder, _)| folder))?;
     let model = model_of(config, init.as_ref())?;
     let shape = config.shape(model.context)?;
-    let corpus = Corpus::load(&config.request(), shape.seq_len + 1)?;
+    let corpus = Corpus::load(&request(config, old.as_ref().map(|(folder, _)| folder)), shape.seq_len + 1)?;
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
     // Safety: the device does not leave this function, and all that gets it launches the programs of this crate alone,
     // through their own functions.
@@ -216,6 +216,32 @@ fn go(
     let (steps, seconds) = (summary.step.saturating_sub(before), summary.seconds);
     observer.finished(&Finish { steps, tokens: steps * step_tokens, seconds, skipped: summary.skipped })?;
     Ok(summary)
+}
+
+/// The configuration with what the folder of weights that it begins with has to say: its tokenizer, where none was chosen. Any
+/// other would make noise of the weights.
+fn with_its_tokenizer(config: &Config) -> Result<Config, ConfigError> {
+    let (Some(folder), None) = (&config.init, &config.tokenizer) else { return Ok(config.clone()) };
+    let file = folder.join("tokenizer.json");
+    match file.is_file() || !folder.join("config.json").is_file() {
+        true => Ok(Config { tokenizer: Some(TokenizerKind::File(file)), ..config.clone() }),
+        false => Err(ConfigError::Value {
+            flag: "init",
+            value: folder.display().to_string(),
+            cure: "there is no tokenizer.json, so say what a token is; add --tokenizer".into(),
+        }),
+    }
+}
+
+/// What is asked of the data. A run that goes on has its tokenizer in its folder, and the file that it began with may be gone.
+fn request(config: &Config, old: Option<&Folder>) -> Request {
+    let mut request = config.request();
+    if let (Some(folder), TokenizerKind::File(file)) = (old, &mut request.plan.tokenizer)
+        && !file.is_file()
+    {
+        *file = folder.tokenizer();
+    }
+    request
 }
 
 /// The model of a run: that of the folder it begins with, or else the one that is named; the vocabulary may be left open.
