@@ -18,7 +18,7 @@ pub enum Visit {
 /// One row of the table.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Name in checkpoints, as GPT-2's public checkpoints call it.
+    /// Name in checkpoints: as GPT-2's public ones call it, and in their manner what GPT-2 has not.
     pub name: String,
     /// Rows: outputs of a linear layer, ids of a table, 1 for a vector.
     pub rows: usize,
