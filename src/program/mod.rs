@@ -20,6 +20,7 @@ pub mod matmul;
 pub mod matrix;
 pub mod philox;
 pub mod quantize;
+pub mod relay;
 pub mod residual_add;
 pub mod rms_norm;
 pub mod rotary;

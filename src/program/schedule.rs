@@ -5,8 +5,10 @@
 //! `W x H` tiles and each step, it moves the blocks the tiles receive into their inboxes, then launches that one step. It
 //! knows blocks, rounds and inboxes; it must never know what a program computes.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::relay::{Part, Relay};
 use crate::device::{Buffer, Device, Elem, Result, Transfer};
 use crate::wafer::Wafer;
 
@@ -91,6 +93,8 @@ pub struct Fabric {
 struct Memory {
     inboxes: Vec<Buffer>,
     state: Option<Buffer>,
+    /// What the tiles of a relay hold and what they are handed, in turns; what all tiles of a line are.
+    carries: [Option<Buffer>; 3],
     transfers: Vec<Transfer>,
 }
 
@@ -141,6 +145,32 @@ impl Fabric {
     }
 }
 
+impl Fabric {
+    /// Queues a whole relay.
+    ///
+    /// # Errors
+    /// What the program's launches and the exchanges between them say; what was queued before stays queued.
+    pub fn relay(&self, program: &dyn Relay) -> Result<()> {
+        let (lines, blocks) = program.extent();
+        if lines == 0 || blocks == 0 {
+            return Ok(());
+        }
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.schedule {
+            Schedule::Fused => {
+                let carry = memory.carry(&self.device, 0, LEAST_STATE)?;
+                program.launch(&self.device, &Part::whole(lines), &carry)
+            }
+            Schedule::Superstep => {
+                let band = program.axis().at_once(&self.wafer).0;
+                (0..lines).step_by(band as usize).try_for_each(|first| {
+                    memory.relay(&self.device, &self.wafer, program, first..lines.min(first + band))
+                })
+            }
+        }
+    }
+}
+
 impl Memory {
     /// One round: for each step, what the tiles receive, then the step.
     fn supersteps(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<()> {
@@ -181,11 +211,76 @@ impl Memory {
         }
     }
 
-    fn state(&mut self, device: &Device, len: usize) -> Result<Buffer> {
-        match &self.state {
-            Some(state) if state.len() >= len => Ok(state.clone()),
-            _ => Ok(self.state.insert(device.buffer("tile state", Elem::F32, len.max(LEAST_STATE))?).clone()),
+    /// A band of lines of a relay: pass after pass, block after block, then what uses the sums.
+    fn relay(&mut self, device: &Device, wafer: &Wafer, program: &dyn Relay, lines: Range<u32>) -> Result<()> {
+        let (axis, (_, blocks)) = (program.axis(), program.extent());
+        let (count, wide) = (lines.len(), axis.at_once(wafer).1);
+        let part = |first_block, blocks, pass: usize| Part {
+            first_line: lines.start,
+            lines: lines.len() as u32,
+            first_block,
+            blocks,
+            passes: 1 << pass,
+            carried: true,
+        };
+        let gathers = program.gathers();
+        let mut turn = 0;
+        let mut before = false;
+        for (pass, &reach) in gathers.iter().enumerate() {
+            for block in 0..reach {
+                let held = self.carry(device, turn, count * program.carry())?;
+                turn = 1 - turn;
+                let carry = self.carry(device, turn, count * program.carry())?;
+                if before {
+                    self.hand_on(device, program, &held, &carry, (count, 1))?;
+                }
+                program.launch(device, &part(block, 1, pass), &carry)?;
+                before = true;
+            }
         }
+        if program.applies() {
+            let held = self.carry(device, turn, count * program.carry())?;
+            for first in (0..blocks).step_by(wide as usize) {
+                let width = wide.min(blocks - first);
+                let carry = self.carry(device, 2, count * width as usize * program.carry())?;
+                self.hand_on(device, program, &held, &carry, (count, width as usize))?;
+                program.launch(device, &part(first, width, gathers.len()), &carry)?;
+            }
+        }
+        self.transfers.clear();
+        Ok(())
+    }
+
+    /// Moves what a tile of each line holds to `width` tiles of that line.
+    fn hand_on(
+        &mut self,
+        device: &Device,
+        program: &dyn Relay,
+        held: &Buffer,
+        carry: &Buffer,
+        (lines, width): (usize, usize),
+    ) -> Result<()> {
+        let len = program.carry();
+        self.transfers.clear();
+        self.transfers.extend((0..lines * width).map(|slot| Transfer {
+            source: held.clone(),
+            source_offset: slot / width * len,
+            source_stride: len,
+            target: carry.clone(),
+            target_offset: slot * len,
+            target_stride: len,
+            rows: 1,
+            cols: len,
+        }));
+        device.exchange(&self.transfers)
+    }
+
+    fn carry(&mut self, device: &Device, turn: usize, len: usize) -> Result<Buffer> {
+        grown(&mut self.carries[turn], len, || format!("carry {turn}"), device)
+    }
+
+    fn state(&mut self, device: &Device, len: usize) -> Result<Buffer> {
+        grown(&mut self.state, len, || "tile state".into(), device)
     }
 
     fn inbox(&mut self, device: &Device, operand: usize, len: usize) -> Result<()> {
@@ -198,5 +293,13 @@ impl Memory {
             None => self.inboxes.push(grown),
         }
         Ok(())
+    }
+}
+
+/// The buffer, made anew where it is too short.
+fn grown(buffer: &mut Option<Buffer>, len: usize, label: impl Fn() -> String, device: &Device) -> Result<Buffer> {
+    match buffer {
+        Some(buffer) if buffer.len() >= len => Ok(buffer.clone()),
+        _ => Ok(buffer.insert(device.buffer(label(), Elem::F32, len.max(LEAST_STATE))?).clone()),
     }
 }

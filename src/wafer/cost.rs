@@ -51,6 +51,37 @@ impl Product {
     }
 }
 
+/// Lines of blocks along which running sums travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// Lines.
+    pub lines: u64,
+    /// Blocks of a line.
+    pub blocks: u64,
+    /// Blocks that all passes which gather go through, together.
+    pub steps: u64,
+    /// Whether every tile of a line uses what was gathered.
+    pub applies: bool,
+    /// f32 elements that a tile hands on.
+    pub carry: u64,
+}
+
+impl Relay {
+    /// The cost of one dispatch in which a tile plays its whole line.
+    pub fn fused(&self) -> Cost {
+        Cost { dispatches: 1, ..Cost::default() }
+    }
+
+    /// The cost in supersteps, where so many lines run side by side and so many blocks of a line do: a message from each tile
+    /// of a pass to the next, and one to each tile that uses what was gathered.
+    pub fn superstep(&self, (lines, blocks): (u32, u32)) -> Cost {
+        let rounds = self.lines.div_ceil(lines.into());
+        let (uses, launches) = if self.applies { (self.blocks, self.blocks.div_ceil(blocks.into())) } else { (0, 0) };
+        let messages = self.lines * (self.steps - 1 + uses);
+        Cost { dispatches: rounds * (self.steps + launches), messages, exchanged_bytes: 4 * self.carry * messages }
+    }
+}
+
 /// The blocks of an attention, as a tile program cuts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention {

@@ -7,7 +7,9 @@
 mod cost;
 mod geometry;
 mod routes;
+mod work;
 
-pub use cost::{Attention, Cost, Product};
+pub use cost::{Attention, Cost, Product, Relay};
 pub use geometry::{Link, Round, Tile, WSE2_TILE_SRAM, Wafer};
 pub use routes::Route;
+pub use work::Work;
