@@ -14,7 +14,7 @@ mod reference;
 use super::schedule::{Block, Fabric, Round, Source, Stepwise};
 use super::{Case, Fill, Matrix, Program};
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Lane, Launch, Result, Variant, View, read, write};
-use crate::wafer::Route;
+use crate::wafer::{Cost, Product, Route, Wafer, Work};
 
 /// Depth of one chunk of a contraction on the host. Panels of an operand whose rows are contracted are multiples of it.
 pub const PANEL_ROWS: usize = 512;
@@ -301,6 +301,29 @@ impl MatmulParams {
 }
 
 impl Stepwise for Tiled<'_> {
+    fn name(&self) -> &'static str {
+        self.product.form.program().kernel.name
+    }
+
+    fn work(&self) -> Work {
+        let MatmulParams { m, n, k, .. } = self.params;
+        Work::Product { m: m.into(), n: n.into(), k: k.into() }
+    }
+
+    fn cost(&self, wafer: &Wafer) -> Cost {
+        let MatmulParams { m, n, k, .. } = self.params;
+        let block = |size: u32, name: &str| (size.into(), self.variant.get(name).into());
+        // Rows travel with the padding that makes them whole vectors of four.
+        let elements = |x: &Matrix| (x.rows * x.cols.next_multiple_of(4)) as u64;
+        Product {
+            m: block(m, "TM"),
+            n: block(n, "TN"),
+            k: block(k, "KB"),
+            elements: (elements(self.product.a), elements(self.product.b)),
+        }
+        .superstep(wafer)
+    }
+
     fn blocks(&self) -> (u32, u32) {
         (self.params.m.div_ceil(self.variant.get("TM")), self.params.n.div_ceil(self.variant.get("TN")))
     }

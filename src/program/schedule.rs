@@ -8,9 +8,9 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::relay::{Part, Relay};
-use crate::device::{Buffer, Device, Elem, Result, Transfer};
-use crate::wafer::Wafer;
+use super::relay::{self, Part, Relay};
+use crate::device::{Buffer, Device, Elem, Result, Span, Transfer};
+use crate::wafer::{Cost, Wafer, Work};
 
 pub use crate::wafer::Round;
 
@@ -50,6 +50,12 @@ pub struct Block {
 
 /// A tile program of several steps, with its operands, ready to be scheduled.
 pub trait Stepwise {
+    /// The name of its kernel.
+    fn name(&self) -> &'static str;
+    /// What it does.
+    fn work(&self) -> Work;
+    /// Its cost in supersteps on a wafer, in closed form.
+    fn cost(&self, wafer: &Wafer) -> Cost;
     /// Rows and columns of blocks: one tile each.
     fn blocks(&self) -> (u32, u32);
     /// Steps of the longest tile.
@@ -131,12 +137,24 @@ impl Fabric {
         if rows == 0 || cols == 0 {
             return Ok(());
         }
+        let span = || Span { program: program.name(), work: program.work(), blocks: (rows, cols) };
+        self.device.span(span, || self.run_all(program, (rows, cols)))
+    }
+
+    fn run_all(&self, program: &dyn Stepwise, (rows, cols): (u32, u32)) -> Result<()> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         match self.schedule {
             Schedule::Fused => {
                 let all = Round { first_row: 0, first_col: 0, height: rows, width: cols };
                 let state = memory.state(&self.device, LEAST_STATE)?;
                 program.launch(&self.device, all, Source::InPlace, 0, program.steps(), &state)
+            }
+            Schedule::Superstep if self.device.is_blank() => {
+                // The first round is the largest.
+                let first = self.wafer.rounds(rows, cols).next();
+                first.map_or(Ok(()), |round| memory.reserve(&self.device, program, round).map(drop))?;
+                self.device.count(&program.cost(&self.wafer));
+                Ok(())
             }
             Schedule::Superstep => {
                 self.wafer.rounds(rows, cols).try_for_each(|round| memory.supersteps(&self.device, program, round))
@@ -155,11 +173,22 @@ impl Fabric {
         if lines == 0 || blocks == 0 {
             return Ok(());
         }
+        let blocks = program.axis().blocks(&self.wafer, (lines, blocks));
+        let span = || Span { program: program.name(), work: program.work(), blocks };
+        self.device.span(span, || self.relay_all(program, lines))
+    }
+
+    fn relay_all(&self, program: &dyn Relay, lines: u32) -> Result<()> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         match self.schedule {
             Schedule::Fused => {
                 let carry = memory.carry(&self.device, 0, LEAST_STATE)?;
                 program.launch(&self.device, &Part::whole(lines), &carry)
+            }
+            Schedule::Superstep if self.device.is_blank() => {
+                memory.reserve_carries(&self.device, &self.wafer, program)?;
+                self.device.count(&relay::cost(program, &self.wafer));
+                Ok(())
             }
             Schedule::Superstep => {
                 let band = program.axis().at_once(&self.wafer).0;
@@ -172,13 +201,30 @@ impl Fabric {
 }
 
 impl Memory {
-    /// One round: for each step, what the tiles receive, then the step.
-    fn supersteps(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<()> {
+    /// Room for the inboxes of a round; that of its state is given.
+    fn reserve(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<Buffer> {
         let tiles = round.tiles() as usize;
-        let state = self.state(device, tiles * program.state())?;
         for operand in 0..program.operands() {
             self.inbox(device, operand, tiles * program.inbox(operand).0)?;
         }
+        self.state(device, tiles * program.state())
+    }
+
+    /// Room for what the tiles of the largest band of a relay hold, are handed, and use.
+    fn reserve_carries(&mut self, device: &Device, wafer: &Wafer, program: &dyn Relay) -> Result<()> {
+        let ((lines, blocks), (high, wide)) = (program.extent(), program.axis().at_once(wafer));
+        let each = lines.min(high) as usize * program.carry();
+        self.carry(device, 0, each)?;
+        self.carry(device, 1, each)?;
+        if program.applies() {
+            self.carry(device, 2, each * wide.min(blocks) as usize)?;
+        }
+        Ok(())
+    }
+
+    /// One round: for each step, what the tiles receive, then the step.
+    fn supersteps(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<()> {
+        let state = self.reserve(device, program, round)?;
         for step in 0..program.steps() {
             self.receive(program, round, step);
             device.exchange(&self.transfers)?;
