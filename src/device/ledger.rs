@@ -13,7 +13,7 @@ use crate::wafer::{Cost, Work};
 pub struct Run {
     /// Name of its kernel.
     pub program: &'static str,
-    /// Number of the phase that it belongs to: see [`Ledger::phases`].
+    /// Number of the phase that it belongs to, from 1; 0 before the first: see [`Ledger::phase_of`].
     pub phase: usize,
     /// When it began, in seconds since the ledger was opened.
     pub begun: f64,
@@ -72,7 +72,7 @@ impl Entry {
 /// What was written down.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    /// Names of the phases, as [`Device::phase`] was told; a run before the first belongs to a phase without a name.
+    /// Names of the phases, as [`Device::phase`] was told.
     pub phases: Vec<String>,
     /// Every run, in order.
     pub runs: Vec<Run>,
@@ -102,6 +102,11 @@ impl Ledger {
         }
         entries.sort_by_key(|entry| entry.program);
         entries
+    }
+
+    /// The name of the phase that a run belongs to.
+    pub fn phase_of(&self, run: &Run) -> Option<&str> {
+        run.phase.checked_sub(1).map(|at| self.phases[at].as_str())
     }
 
     /// The sums over all programs.

@@ -24,7 +24,7 @@ pub use kernel::{
 };
 pub use ledger::{Entry, Ledger, Run, Span};
 pub use native::Real;
-pub use shader::{SramUse, expand, workgroup_bytes};
+pub use shader::{SramUse, expand, workgroup_bytes, workgroup_variables};
 
 use adapter::Choice;
 use buffer::{Inner, Storage};
