@@ -6,6 +6,7 @@ pub mod device;
 pub mod history;
 pub mod html;
 pub mod metrics;
+pub mod plan;
 pub mod progress;
 pub mod tensorboard;
 pub mod trace;

@@ -5,7 +5,7 @@ mod map;
 mod page;
 mod text;
 
-pub use map::Map;
+pub use map::{Map, Played};
 
 use serde::Serialize;
 

@@ -248,7 +248,7 @@ fn request(config: &Config, old: Option<&Folder>) -> Request {
 }
 
 /// The model of a run: that of the folder it begins with, or else the one that is named; the vocabulary may be left open.
-fn model_of(config: &Config, init: Option<&HuggingFace>) -> Result<model::Config, TrainError> {
+pub(super) fn model_of(config: &Config, init: Option<&HuggingFace>) -> Result<model::Config, TrainError> {
     let model = init.map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
     Ok(model::Config { dropout: config.dropout.map_or(model.dropout, |rate| rate as f32), ..model })
 }
