@@ -3,13 +3,21 @@
 //! A matrix is cut into blocks, and block (i, j) lives on tile (j mod W, i mod H): columns of blocks along x, rows along
 //! y. A program with more blocks than tiles runs in rounds. What a tile receives at a step, and over which links of the
 //! mesh, is a [`Route`]; what that costs is a [`Cost`].
+//!
+//! Beside it stand the wafers that exist: a [`Machine`] says in how many cycles, and seconds, it would do a [`Work`].
 
+mod collective;
 mod cost;
 mod geometry;
+mod machine;
 mod routes;
+mod time;
 mod work;
 
+pub use collective::{Algorithm, Terms};
 pub use cost::{Attention, Cost, Product, Relay};
 pub use geometry::{Link, Round, Tile, WSE2_TILE_SRAM, Wafer};
+pub use machine::{MACHINES, Machine, WSE1, WSE2, WSE3};
 pub use routes::Route;
+pub use time::{Bound, Dataflow, Gemm, Step, StepTime, Time, Visit};
 pub use work::Work;

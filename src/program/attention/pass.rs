@@ -174,17 +174,17 @@ impl Stepwise for Pass<'_> {
     }
 
     fn work(&self) -> Work {
-        let heads = (self.shape.batch * self.shape.query_heads) as u64;
+        let batch = self.shape.batch as u64;
         let products = match self.kind {
             Kind::Forward => 2,
             Kind::Query => 3,
             Kind::KeyValue => 4,
         };
         Work::Attention {
-            heads,
+            heads: self.shape.query_heads as u64,
             head_size: self.shape.head_size as u64,
-            rows: self.shape.query_len as u64,
-            pairs: heads * self.shape.pairs(),
+            rows: batch * self.shape.query_len as u64,
+            pairs: batch * self.shape.pairs(),
             products,
         }
     }
