@@ -10,6 +10,7 @@ mod golden;
 mod hugging_face;
 mod model;
 mod parsers;
+mod plan;
 mod report;
 mod rig;
 mod streaming;

@@ -27,12 +27,10 @@ pub(super) fn fill(mut config: Config, given: &[String]) -> anyhow::Result<Confi
         );
     };
     config.data = sources(root);
+    sizes(&mut config, given);
     let missing = |key: &str| !given.iter().any(|k| k == key);
     if missing("steps") {
         config.steps = STEPS;
-    }
-    if missing("batch_size") {
-        config.batch_size = BATCH_SIZE;
     }
     if missing("lr") {
         config.lr = LR;
@@ -41,6 +39,14 @@ pub(super) fn fill(mut config: Config, given: &[String]) -> anyhow::Result<Confi
         config.eval_every = config.steps.div_ceil(4);
     }
     Ok(config)
+}
+
+/// The demo's sizes, where no other model or data is named, for what was not `given`.
+pub(super) fn sizes(config: &mut Config, given: &[String]) {
+    let demo = config.model == MODEL && config.init.is_none() && !given.iter().any(|key| key == "data");
+    if demo && !given.iter().any(|key| key == "batch_size") {
+        config.batch_size = BATCH_SIZE;
+    }
 }
 
 /// Whether a folder holds the source of this program.

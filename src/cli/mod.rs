@@ -14,6 +14,7 @@ mod prepare;
 mod report;
 mod tokenizer;
 mod train;
+mod typed;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -112,7 +113,7 @@ impl Cli {
             Verb::Report(args) => report::run(&args),
             Verb::Export(args) => export::run(&args),
             Verb::Eval(args) => eval::run(&args),
-            Verb::Plan(args) => plan::run(&args),
+            Verb::Plan(args) => plan::run(*args),
             Verb::Models(args) => models::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use super::demo;
+use super::typed::Typed;
 use crate::train::config::Config;
 use crate::train::plan;
 
@@ -15,7 +17,7 @@ const WAFER: &str = "wse2";
 /// Flags of the verb: those of a run, of which the ones that change no size are of no matter.
 #[derive(clap::Args)]
 #[command(mut_arg("wafer", |arg| arg.default_value(WAFER)))]
-pub struct Args {
+pub struct Flags {
     #[command(flatten)]
     config: Config,
     /// Print JSON: bytes, seconds and counts
@@ -26,14 +28,20 @@ pub struct Args {
     html: Option<PathBuf>,
 }
 
+/// Flags, and which of them a person typed.
+pub type Args = Typed<Flags>;
+
 /// Prints the plan.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let plan = plan::of(&args.config)?;
-    if let Some(path) = &args.html {
-        std::fs::write(path, plan.html()).with_context(|| format!("--html {}: cannot write the page", path.display()))?;
+pub fn run(Args { flags, typed }: Args) -> anyhow::Result<ExitCode> {
+    let Flags { mut config, json, html } = flags;
+    demo::sizes(&mut config, &typed);
+    let plan = plan::of(&config)?;
+    if let Some(path) = &html {
+        std::fs::write(path, plan.html())
+            .with_context(|| format!("--html {}: cannot write the page", path.display()))?;
         eprintln!("the page is {}", path.display());
     }
-    let text = if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { plan.text() };
+    let text = if json { serde_json::to_string_pretty(&plan)? + "\n" } else { plan.text() };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

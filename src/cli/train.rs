@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, ensure};
-use clap::parser::ValueSource;
 
 use super::demo;
+use super::typed::Typed;
 use crate::device::Device;
 use crate::report::ReportError;
 use crate::report::html::Page;
@@ -26,7 +26,7 @@ const INTERRUPTED: u8 = 130;
 
 /// Flags of the verb: the configuration of a run, and how it is steered.
 #[derive(clap::Args)]
-struct Flags {
+pub struct Flags {
     /// TOML file with values of the flags below, under the same names; flags win
     #[arg(long = "config", value_name = "FILE", conflicts_with = "resume")]
     file: Option<PathBuf>,
@@ -44,34 +44,8 @@ struct Flags {
     trace: Option<PathBuf>,
 }
 
-/// [`Flags`], and which of them a person typed.
-pub struct Args {
-    flags: Flags,
-    typed: Vec<String>,
-}
-
-impl clap::Args for Args {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        Flags::augment_args(command)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Flags::augment_args_for_update(command)
-    }
-}
-
-impl clap::FromArgMatches for Args {
-    fn from_arg_matches(found: &clap::ArgMatches) -> Result<Args, clap::Error> {
-        let typed = |id: &&clap::Id| found.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-        let typed = found.ids().filter(typed).map(ToString::to_string).collect();
-        Ok(Args { flags: Flags::from_arg_matches(found)?, typed })
-    }
-
-    fn update_from_arg_matches(&mut self, found: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Args::from_arg_matches(found)?;
-        Ok(())
-    }
-}
+/// Flags, and which of them a person typed.
+pub type Args = Typed<Flags>;
 
 /// Trains; progress goes to standard error, the folder of the run to standard output.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {

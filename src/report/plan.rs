@@ -95,13 +95,15 @@ pub struct Tensor {
     pub parameters: u64,
     /// Bytes of all of them, weights alone, where they rest.
     pub weight_bytes: u64,
+    /// Panels of each: whole rows, which pass one after the other.
+    pub panels: u64,
     /// Rows and columns of a block.
     pub block: (u64, u64),
-    /// Blocks along x (outputs) and along y (inputs).
+    /// Blocks of a panel along x (outputs) and along y (inputs).
     pub blocks: (u64, u64),
     /// Tiles along x and along y that have one.
     pub tiles: (u64, u64),
-    /// Most blocks on a tile.
+    /// Most blocks on a tile, of all panels of one tensor.
     pub on_a_tile: u64,
 }
 

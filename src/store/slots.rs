@@ -2,6 +2,8 @@
 //!
 //! A slot remembers which cell it holds and whether the device's copy is newer. It must never know what a cell means.
 
+use std::collections::BTreeSet;
+
 use crate::device::{Buffer, Device, Elem, Result};
 
 /// Sizes and numbers of the slots of a store.
@@ -32,6 +34,8 @@ pub struct Slot {
 /// All slots of a store.
 pub struct Slots {
     classes: Vec<Vec<Slot>>,
+    /// Of each class, the slots that hold nothing, by when they were used last: found at once, however many there are.
+    empty: Vec<BTreeSet<(u64, usize)>>,
     clock: u64,
     operation: u64,
     visit: u64,
@@ -55,8 +59,9 @@ impl Slots {
             Ok(Slot { buffer, cell: None, dirty: false, used: 0 })
         };
         let class = |&(elements, slots): &(usize, usize)| (0..slots).map(|_| slot(elements)).collect();
-        let classes = plan.classes.iter().map(class).collect::<Result<_>>()?;
-        Ok(Slots { classes, clock: 1, operation: 0, visit: 0 })
+        let classes = plan.classes.iter().map(class).collect::<Result<Vec<_>>>()?;
+        let empty = plan.classes.iter().map(|&(_, slots)| (0..slots).map(|number| (0, number)).collect()).collect();
+        Ok(Slots { classes, empty, clock: 1, operation: 0, visit: 0 })
     }
 
     /// Begins an operation: slots used from now on are safe until the next one begins.
@@ -71,10 +76,13 @@ impl Slots {
         self.visit = self.operation;
     }
 
-    /// The slot at a place, marked as used.
+    /// The slot at a place, marked as used. One that holds nothing is about to.
     pub fn touch(&mut self, place: Place) -> &mut Slot {
         self.clock += 1;
         let slot = &mut self.classes[place.class][place.number];
+        if slot.cell.is_none() {
+            self.empty[place.class].remove(&(slot.used, place.number));
+        }
         slot.used = self.clock;
         slot
     }
@@ -88,6 +96,7 @@ impl Slots {
     pub fn empty(&mut self, place: Place) {
         let slot = &mut self.classes[place.class][place.number];
         (slot.cell, slot.dirty) = (None, false);
+        self.empty[place.class].insert((slot.used, place.number));
     }
 
     /// A slot of a class to put something else in: empty, or the least recently used one that the current operation
@@ -105,9 +114,11 @@ impl Slots {
     }
 
     fn oldest(&self, class: usize, before: u64, fit: impl Fn(&Slot) -> bool) -> Option<Place> {
+        if let Some(&(_, number)) = self.empty[class].first() {
+            return Some(Place { class, number });
+        }
         let slots = self.classes[class].iter().enumerate();
-        let free = slots.filter(|(_, s)| fit(s) && (s.cell.is_none() || s.used < before));
-        let (number, _) = free.min_by_key(|(_, s)| (s.cell.is_some(), s.used))?;
+        let (number, _) = slots.filter(|(_, s)| fit(s) && s.used < before).min_by_key(|(_, s)| s.used)?;
         Some(Place { class, number })
     }
 }

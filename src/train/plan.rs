@@ -11,8 +11,9 @@ use crate::model::{Activations, Config as Model, Gpt, Micro, Pass, Recompute, Sh
 use crate::program::matmul::NT;
 use crate::program::schedule::Schedule;
 use crate::report::plan as told;
+use crate::store::plan::Need;
 use crate::store::role::{ALL, array};
-use crate::store::{Format, Placement, Role, Spill, Tensor};
+use crate::store::{self, Format, Placement, Role, Spill, Tensor};
 use crate::wafer::{Bound, MACHINES, Machine, Step, Visit as Streamed, WSE2, Work};
 
 /// What steps would run, in closed form.
@@ -92,7 +93,7 @@ pub fn of(config: &Config) -> Result<told::Plan, TrainError> {
         device: crate::report::device::line(&device),
         refused: needs::check(config, &setup, &device, false).err().map(|e| e.to_string()),
         roles: roles(&setup),
-        tensors: tensors(&setup, &device),
+        tensors: tensors(&setup, &device)?,
         memory: memory(&needs),
         largest: largest(config, &setup, &device, &machine, &sram),
         map: map(&plans.fabric, &machine, &sram),
@@ -123,12 +124,15 @@ struct Counts {
 impl Counts {
     fn of(device: &Device, setup: &Setup) -> Result<Counts, SetupError> {
         let limits = Limits { binding_bytes: u64::MAX, buffer_bytes: u64::MAX, ..device.limits().clone() };
-        let on = |class: Class, setup: &Setup| Ok::<_, SetupError>(count(&Device::blank(class, limits.clone()), setup)?.later);
+        let on = |class: Class, setup: &Setup| {
+            Ok::<_, SetupError>(count(&Device::blank(class, limits.clone()), setup)?.later)
+        };
         let one = Shape { micro_batches: 1, ..setup.shape };
         let whole = Setup {
             shape: one,
             placement: Placement::Resident,
             device_memory: None,
+            spare: None,
             spill: None,
             schedule: Schedule::Fused,
             recompute: if setup.recompute == Recompute::None { Recompute::None } else { Recompute::Layer },
@@ -182,8 +186,24 @@ fn asked(config: &Config) -> Vec<(&'static str, String)> {
         Some((name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     };
     const NAMES: [&str; 18] = [
-        "model", "init", "wafer", "schedule", "device", "batch-size", "seq-len", "grad-accum", "store", "in-place",
-        "device-memory", "param-dtype", "master-weights", "optimizer", "state-dtype", "clip", "recompute", "spill",
+        "model",
+        "init",
+        "wafer",
+        "schedule",
+        "device",
+        "batch-size",
+        "seq-len",
+        "grad-accum",
+        "store",
+        "in-place",
+        "device-memory",
+        "param-dtype",
+        "master-weights",
+        "optimizer",
+        "state-dtype",
+        "clip",
+        "recompute",
+        "spill",
     ];
     NAMES.into_iter().filter_map(told).collect()
 }
@@ -211,12 +231,20 @@ fn roles(setup: &Setup) -> Vec<told::Role> {
 }
 
 /// Alike tensors of all layers as one row, with where their blocks lie as operands of a product by rows.
-fn tensors(setup: &Setup, device: &Device) -> Vec<told::Tensor> {
+fn tensors(setup: &Setup, device: &Device) -> Result<Vec<told::Tensor>, TrainError> {
+    let stored = Gpt::tensors(&setup.model, setup.seed);
+    let need = Need {
+        placement: setup.placement,
+        weights: setup.param_dtype,
+        training: Some(setup.optimizer.training(setup.master)),
+        budget: setup.budget(&stored)?,
+    };
+    let cuts = store::plan::Plan::new(device.limits(), &stored, need)?.arrays;
     let variant = NT.kernel.variant(device.class());
     let block = (u64::from(variant.get("TN")), u64::from(variant.get("KB")));
     let (width, height) = (u64::from(setup.wafer.width), u64::from(setup.wafer.height));
     let mut rows: Vec<told::Tensor> = Vec::new();
-    for parameter in &Table::new(&setup.model).parameters {
+    for (parameter, kept) in Table::new(&setup.model).parameters.iter().zip(&cuts) {
         let star = |part: &str| if part.parse::<usize>().is_ok() { "*".to_owned() } else { part.to_owned() };
         let name = parameter.name.split('.').map(star).collect::<Vec<_>>().join(".");
         let shape = (parameter.rows as u64, parameter.cols as u64);
@@ -227,8 +255,9 @@ fn tensors(setup: &Setup, device: &Device) -> Vec<told::Tensor> {
             row.weight_bytes += bytes;
             continue;
         }
-        // A vector has a value an output.
-        let (outputs, inputs) = if parameter.vector { (shape.1, 1) } else { shape };
+        // Each panel begins on the first column of tiles. A vector has a value an output.
+        let (panels, rows_of) = kept[0].map_or((1, shape.0), |(_, cut)| (cut.count() as u64, cut.panel(0).rows as u64));
+        let (outputs, inputs) = if parameter.vector { (shape.1, 1) } else { (rows_of, shape.1) };
         let blocks = (outputs.div_ceil(block.0), inputs.div_ceil(block.1));
         rows.push(told::Tensor {
             name,
@@ -236,13 +265,14 @@ fn tensors(setup: &Setup, device: &Device) -> Vec<told::Tensor> {
             shape,
             parameters: parameter.count(),
             weight_bytes: bytes,
+            panels,
             block: (block.0.min(outputs), block.1.min(inputs)),
             blocks,
             tiles: (blocks.0.min(width), blocks.1.min(height)),
-            on_a_tile: blocks.0.div_ceil(width) * blocks.1.div_ceil(height),
+            on_a_tile: panels * blocks.0.div_ceil(width) * blocks.1.div_ceil(height),
         });
     }
-    rows
+    Ok(rows)
 }
 
 fn memory(needs: &needs::Needs) -> Vec<told::Memory> {
@@ -280,7 +310,13 @@ fn largest(config: &Config, setup: &Setup, device: &Device, machine: &Machine, s
 fn last(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
     let (mut good, mut bad) = (0, most + 1);
     while good + 1 < bad {
-        let next = if good == 0 { 1 } else if bad > most { (2 * good).min(most) } else { good + (bad - good) / 2 };
+        let next = if good == 0 {
+            1
+        } else if bad > most {
+            (2 * good).min(most)
+        } else {
+            good + (bad - good) / 2
+        };
         if fits(next) {
             good = next;
             if next == most {
@@ -333,7 +369,8 @@ fn programs(counts: &Counts) -> Vec<told::Program> {
 fn map(ledger: &Ledger, machine: &Machine, sram: &[told::Sram]) -> told::Map {
     let mut played: Vec<(&str, told::Played)> = Vec::new();
     for run in ledger.runs.iter().filter(|run| !matches!(run.work, Work::Local { .. })) {
-        let (blocks, work) = ((run.blocks.0.into(), run.blocks.1.into()), (run.work.macs() + run.work.operations()) as f64);
+        let (blocks, work) =
+            ((run.blocks.0.into(), run.blocks.1.into()), (run.work.macs() + run.work.operations()) as f64);
         match played.iter_mut().find(|(program, p)| *program == run.program && p.blocks == blocks) {
             Some((_, p)) => p.work += work,
             None => {
@@ -349,10 +386,8 @@ fn map(ledger: &Ledger, machine: &Machine, sram: &[told::Sram]) -> told::Map {
 /// A step on the wafer: what a micro-batch does in each visit, and the weights that pass for it.
 fn on_wafer(setup: &Setup, machine: &Machine, micro: &Ledger) -> told::OnWafer {
     let table = Table::new(&setup.model);
-    let visits: Vec<Visit> = std::iter::once(Visit::Embed)
-        .chain((0..setup.model.layers).map(Visit::Layer))
-        .chain([Visit::Head])
-        .collect();
+    let visits: Vec<Visit> =
+        std::iter::once(Visit::Embed).chain((0..setup.model.layers).map(Visit::Layer)).chain([Visit::Head]).collect();
     let streamed = |visit: &Visit| {
         let owned: u64 = table.owned(*visit).map(|i| table.parameters[i].count()).sum();
         // A tied head has the table pass a second time.

@@ -97,9 +97,9 @@ impl FromStr for Grid {
             return Ok(Grid { width: machine.width as u32, height: machine.height as u32 });
         }
         let side = |s: &str| s.parse().ok().filter(|n| (1..=65535).contains(n));
-        text.split_once('x')
-            .and_then(|(w, h)| Some(Grid { width: side(w)?, height: side(h)? }))
-            .ok_or_else(|| format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535, or wse1, wse2 or wse3"))
+        text.split_once('x').and_then(|(w, h)| Some(Grid { width: side(w)?, height: side(h)? })).ok_or_else(|| {
+            format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535, or wse1, wse2 or wse3")
+        })
     }
 }
 

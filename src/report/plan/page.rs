@@ -29,12 +29,12 @@ pub(super) fn of(plan: &Plan) -> String {
     out += &notices(plan);
     out += "<div class=\"columns\">\n";
     out += &map(plan);
-    let _ = writeln!(out, "<div>\n{}{}</div>\n</div>", wafer_bars(plan), here_bars(plan));
+    let _ = writeln!(out, "<div>\n{}{}{}</div>\n</div>", wafer_bars(plan), here_bars(plan), memory(plan));
     out += &timeline(plan);
     out += &sram(plan);
     out += &traffic(plan);
     out += &tensors(plan);
-    let _ = writeln!(out, "<div class=\"pair\">\n{}{}</div>", memory(plan), asked(plan));
+    out += &asked(plan);
     let _ = write!(
         out,
         "<footer>{}<br>Gaufre {}; what is said of the wafer is reckoned, not measured</footer>\n</main>\n</body>\n</html>\n",
@@ -94,6 +94,8 @@ const SIDE: f64 = 1000.0;
 const DRAWN: u64 = 40;
 /// Around the tiles, for the wafer and the words.
 const MARGIN: f64 = 60.0;
+/// A corner with all work is drawn again where the wafer has at least so many times its sides.
+const SMALL: u64 = 6;
 
 fn map(plan: &Plan) -> String {
     let (width, height) = (plan.wafer.width as f64, plan.wafer.height as f64);
@@ -101,41 +103,29 @@ fn map(plan: &Plan) -> String {
     let (wide, high) = (width * scale, height * scale);
     // The disc that the wafer was cut from goes through its corners.
     let radius = (wide * wide + high * high).sqrt() / 2.0;
-    let (left, top) = (wide / 2.0 - radius - MARGIN / 2.0, high / 2.0 - radius - MARGIN / 2.0);
+    let (middle, centre) = (wide / 2.0, high / 2.0);
     let side = 2.0 * radius + MARGIN;
     let mut out = format!(
         "<section class=\"map\"><h2>The wafer</h2>\n<div class=\"views\">\
          <label><input type=\"radio\" name=\"view\" class=\"to-work\" checked>work of a step</label>\
          <label><input type=\"radio\" name=\"view\" class=\"to-sram\">SRAM, at most</label></div>\n\
-         <svg viewBox=\"{left:.1} {top:.1} {side:.1} {side:.1}\" role=\"img\" aria-label=\"map of the wafer\" \
-         shape-rendering=\"crispEdges\">\n<circle class=\"disc\" shape-rendering=\"auto\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius:.1}\"/>\n\
-         <rect class=\"idle\" width=\"{wide:.1}\" height=\"{high:.1}\"/>\n",
-        wide / 2.0,
-        high / 2.0,
+         <svg viewBox=\"{:.1} {:.1} {side:.1} {side:.1}\" role=\"img\" aria-label=\"map of the wafer\" \
+         shape-rendering=\"crispEdges\">\n<circle class=\"disc\" shape-rendering=\"auto\" cx=\"{middle:.1}\" cy=\"{centre:.1}\" \
+         r=\"{radius:.1}\"/>\n{}<text x=\"{middle:.1}\" y=\"-16\">{} tiles</text>\
+         <text transform=\"translate(-16 {centre:.1}) rotate(-90)\">{} tiles</text>\n</svg>\n",
+        middle - side / 2.0,
+        centre - side / 2.0,
+        drawn(plan, (plan.wafer.width, plan.wafer.height), scale),
+        count(plan.wafer.width),
+        count(plan.wafer.height),
     );
-    for (class, cells) in [("work", &plan.map.work), ("sram", &plan.map.sram)] {
-        let _ = writeln!(out, "<g class=\"{class}\">{}</g>", rectangles(plan, cells, scale));
-    }
-    if plan.wafer.width.max(plan.wafer.height) <= DRAWN {
-        let mut lines = String::new();
-        (1..plan.wafer.width).for_each(|x| drop(write!(lines, "M{:.1} 0V{high:.1}", x as f64 * scale)));
-        (1..plan.wafer.height).for_each(|y| drop(write!(lines, "M0 {:.1}H{wide:.1}", y as f64 * scale)));
-        let _ = writeln!(out, "<path class=\"between\" d=\"{lines}\"/>");
-    }
+    out += &corner(plan);
     let _ = write!(
         out,
-        "<text x=\"{:.1}\" y=\"-14\">{} tiles</text><text transform=\"translate(-14 {:.1}) rotate(-90)\">{} tiles</text>\n</svg>\n\
-         <div class=\"ramp work\"><b></b>idle <i></i>the busiest tile</div>\
-         <div class=\"ramp sram\"><b></b>unused <i></i>all {}</div>\n",
-        wide / 2.0,
-        count(plan.wafer.width),
-        high / 2.0,
-        count(plan.wafer.height),
+        "<div class=\"ramp work\"><b></b>idle <i></i>the busiest tile</div>\
+         <div class=\"ramp sram\"><b></b>unused <i></i>all {}</div>\n<p>{} of {} tiles have work in a step, its blocks cut and \
+         placed as the emulation does; on average a tile has {} of what the busiest has.</p></section>\n",
         bytes(plan.wafer.tile_sram_bytes),
-    );
-    let _ = writeln!(
-        out,
-        "<p>{} of {} tiles have work in a step of blocks as they are cut here; on average a tile has {} of what the busiest has.</p></section>",
         count(plan.map.busy),
         count(plan.wafer.width * plan.wafer.height),
         percent(plan.map.balance)
@@ -143,12 +133,51 @@ fn map(plan: &Plan) -> String {
     out
 }
 
-/// The rectangles of alike tiles, the more the darker.
-fn rectangles(plan: &Plan, cells: &[Vec<f64>], scale: f64) -> String {
+/// The first `width x height` tiles of the wafer, work and SRAM.
+fn drawn(plan: &Plan, (width, height): (u64, u64), scale: f64) -> String {
+    let (wide, high) = (width as f64 * scale, height as f64 * scale);
+    let mut out = format!("<rect class=\"idle\" width=\"{wide:.1}\" height=\"{high:.1}\"/>\n");
+    for (class, cells) in [("work", &plan.map.work), ("sram", &plan.map.sram)] {
+        let _ = writeln!(out, "<g class=\"{class}\">{}</g>", rectangles(plan, cells, (width, height), scale));
+    }
+    if width.max(height) <= DRAWN {
+        let mut lines = String::new();
+        lines.extend((1..width).map(|x| format!("M{:.1} 0V{high:.1}", x as f64 * scale)));
+        lines.extend((1..height).map(|y| format!("M0 {:.1}H{wide:.1}", y as f64 * scale)));
+        let _ = writeln!(out, "<path class=\"between\" d=\"{lines}\"/>");
+    }
+    out
+}
+
+/// Where all work is in a corner too small to be seen: that corner again, larger.
+fn corner(plan: &Plan) -> String {
+    let map = &plan.map;
+    let busy = |row: usize, column: usize| map.work[row][column] > 0.0;
+    let column = (0..map.columns.len() - 1).rev().find(|c| (0..map.work.len()).any(|r| busy(r, *c)));
+    let row = (0..map.work.len()).rev().find(|r| (0..map.columns.len() - 1).any(|c| busy(*r, c)));
+    let (Some(column), Some(row)) = (column, row) else { return String::new() };
+    let (width, height) = (map.columns[column + 1], map.rows[row + 1]);
+    if width * SMALL > plan.wafer.width || height * SMALL > plan.wafer.height {
+        return String::new();
+    }
+    let scale = SIDE / width.max(height) as f64;
+    format!(
+        "<div class=\"corner\"><p>The corner that has work, {} x {} tiles:</p><svg viewBox=\"0 0 {:.1} {:.1}\" \
+         shape-rendering=\"crispEdges\">\n{}</svg></div>\n",
+        count(width),
+        count(height),
+        width as f64 * scale,
+        height as f64 * scale,
+        drawn(plan, (width, height), scale)
+    )
+}
+
+/// The rectangles of alike tiles among the first `width x height`, the more the darker; by the root, so that little is seen.
+fn rectangles(plan: &Plan, cells: &[Vec<f64>], (width, height): (u64, u64), scale: f64) -> String {
     let (columns, rows) = (&plan.map.columns, &plan.map.rows);
     let mut out = String::new();
-    for (y, row) in cells.iter().enumerate() {
-        for (x, share) in row.iter().enumerate().filter(|(_, share)| **share > 0.0) {
+    for (y, row) in cells.iter().enumerate().filter(|(y, _)| rows[*y] < height) {
+        for (x, share) in row.iter().enumerate().filter(|(x, share)| **share > 0.0 && columns[*x] < width) {
             let (x, x1, y, y1) = (columns[x], columns[x + 1], rows[y], rows[y + 1]);
             let at = |from: u64, to: u64| (from as f64 * scale, (to - from) as f64 * scale);
             let ((left, wide), (top, high)) = (at(x, x1), at(y, y1));
@@ -156,7 +185,7 @@ fn rectangles(plan: &Plan, cells: &[Vec<f64>], scale: f64) -> String {
                 out,
                 "<rect class=\"tile\" x=\"{left:.2}\" y=\"{top:.2}\" width=\"{wide:.2}\" height=\"{high:.2}\" \
                  fill-opacity=\"{:.3}\"><title>tiles {x} to {} by {y} to {}: {}</title></rect>",
-                0.12 + 0.88 * share.min(1.0),
+                0.1 + 0.9 * share.min(1.0).sqrt(),
                 x1 - 1,
                 y1 - 1,
                 percent(*share)
@@ -189,7 +218,8 @@ fn bars(bars: &[Bar]) -> String {
             format!("<i class=\"{class}\" style=\"width:{share:.2}%\" title=\"{}\"></i>", escaped(words))
         };
         let segments: String = bar.segments.iter().map(segment).collect();
-        let about = if bar.about.is_empty() { String::new() } else { format!("<small>{}</small>", escaped(&bar.about)) };
+        let about =
+            if bar.about.is_empty() { String::new() } else { format!("<small>{}</small>", escaped(&bar.about)) };
         let _ = writeln!(
             out,
             "<span class=\"name\">{}</span><span class=\"bar\">{segments}</span><span class=\"value\">{}{about}</span>",
@@ -231,7 +261,9 @@ fn here_bars(plan: &Plan) -> String {
     if here.exchange_seconds > 0.0 {
         rows.push(bar("exchange of blocks", "", here.exchange_seconds));
     }
-    rows.push(bar("reading and writing", "link", here.stream_seconds));
+    if here.stream_seconds > 0.0 {
+        rows.push(bar("reading and writing", "link", here.stream_seconds));
+    }
     rows.push(bar("in all", "soft", here.total_seconds));
     format!(
         "<section><h2>The same step here</h2>\n{}<p>Measured a moment ago: {:.1} GFLOP/s in a product of matrices{}.</p></section>\n",
@@ -290,7 +322,8 @@ fn sram(plan: &Plan) -> String {
     let tile = plan.wafer.tile_sram_bytes as f64;
     let (used, unused): (Vec<&Sram>, Vec<&Sram>) = plan.sram.iter().partition(|sram| sram.total > 0);
     let bar = |sram: &&Sram| {
-        let part = |name: &str, class, size: u32| (class, f64::from(size) / tile, format!("{name}: {}", count(size.into())));
+        let part =
+            |name: &str, class, size: u32| (class, f64::from(size) / tile, format!("{name}: {}", count(size.into())));
         let mut segments: Vec<_> = sram.variables.iter().map(|(name, size)| part(name, "", *size)).collect();
         if sram.kept > 0 {
             segments.push(part("accumulators and state", "kept", sram.kept));
@@ -349,6 +382,7 @@ fn tensors(plan: &Plan) -> String {
                 by(t.shape),
                 count(t.count),
                 rounded_bytes(t.weight_bytes),
+                count(t.panels),
                 by(t.block),
                 by(t.blocks),
                 by(t.tiles),
@@ -360,9 +394,9 @@ fn tensors(plan: &Plan) -> String {
         .collect();
     format!(
         "<section class=\"wide\"><h2>Where tensors lie</h2>\n<table><tr><th></th><th>rows x columns</th><th>number</th>\
-         <th>weights</th><th>a block</th><th>blocks, x by y</th><th>tiles, x by y</th><th>blocks a tile</th></tr>\n{rows}</table>\n\
-         <p>Rows (outputs) lie along x, columns (inputs) along y. Tile (x, y) has the blocks x, x + {}, ... along x and \
-         y, y + {}, ... along y.</p></section>\n",
+         <th>weights</th><th>panels</th><th>a block</th><th>blocks, x by y</th><th>tiles, x by y</th><th>blocks a tile</th></tr>\n{rows}</table>\n\
+         <p>Of each panel, rows (outputs) lie along x and columns (inputs) along y: tile (x, y) has the blocks x, x + {}, ... \
+         along x and y, y + {}, ... along y.</p></section>\n",
         count(plan.wafer.width),
         count(plan.wafer.height)
     )

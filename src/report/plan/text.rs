@@ -58,7 +58,12 @@ pub(super) fn rate(tokens_per_second: f64) -> String {
 
 /// A share, as a percentage.
 pub(super) fn percent(share: f64) -> String {
-    format!("{:.0} %", 100.0 * share)
+    match 100.0 * share {
+        0.0 => "0 %".into(),
+        percent @ ..0.01 => format!("{percent:.4} %"),
+        percent @ ..1.0 => format!("{percent:.2} %"),
+        percent => format!("{percent:.0} %"),
+    }
 }
 
 /// The shape of a micro-batch and a step.
@@ -70,7 +75,7 @@ pub(super) fn batch(plan: &Plan) -> String {
 
 /// Sequences, or that there is no bound.
 pub(super) fn largest(plan: &Plan) -> (String, String) {
-    let here = plan.largest.here.map_or("no bound known".into(), |n| count(n));
+    let here = plan.largest.here.map_or("no bound known".into(), count);
     (count(plan.largest.wafer), here)
 }
 
@@ -148,7 +153,8 @@ fn kept(plan: &Plan) -> String {
 }
 
 fn tensors(plan: &Plan) -> String {
-    let mut rows = vec![["tensor", "shape", "number", "bytes", "blocks of", "on tiles", "on a tile"].map(str::to_owned)];
+    let mut rows =
+        vec![["tensor", "shape", "number", "bytes", "panels", "blocks of", "on tiles", "on a tile"].map(str::to_owned)];
     let by = |(a, b): (u64, u64)| format!("{a} x {b}");
     rows.extend(plan.tensors.iter().map(|tensor: &Tensor| {
         [
@@ -156,14 +162,15 @@ fn tensors(plan: &Plan) -> String {
             by(tensor.shape),
             count(tensor.count),
             rounded_bytes(tensor.weight_bytes),
+            count(tensor.panels),
             by(tensor.block),
             by(tensor.tiles),
             count(tensor.on_a_tile),
         ]
     }));
-    table([Left, Right, Right, Right, Right, Right, Right], &rows)
-        + "outputs lie along x and inputs along y: of a tensor, tile (x, y) has blocks x, x + width, ... of its rows and\n\
-           y, y + height, ... of its columns\n"
+    table([Left, Right, Right, Right, Right, Right, Right, Right], &rows)
+        + "of each panel, tile (x, y) has blocks x, x + width, ... of its rows (outputs) and y, y + height, ... of its\n\
+           columns (inputs)\n"
 }
 
 fn sram(plan: &Plan) -> String {
@@ -198,7 +205,8 @@ mod tests {
     #[test]
     fn times_have_three_digits() {
         let shown = [0.0, 3.2e-8, 1.53e-5, 0.0123, 0.5, 7.0, 59.96, 500.0, 1234.0, 99_000.0].map(seconds);
-        let wanted = ["0", "32.0 ns", "15.3 us", "12.3 ms", "500 ms", "7.00 s", "60.0 s", "500 s", "20.6 min", "27.5 h"];
+        let wanted =
+            ["0", "32.0 ns", "15.3 us", "12.3 ms", "500 ms", "7.00 s", "60.0 s", "500 s", "20.6 min", "27.5 h"];
         assert_eq!(shown, wanted);
     }
 
