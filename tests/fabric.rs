@@ -8,7 +8,7 @@ use crate::rig;
 use gaufre::device::{Buffer, Counters, Device, DeviceError, Result};
 use gaufre::program::Matrix;
 use gaufre::program::matmul::{self, Form, Matmul};
-use gaufre::program::schedule::{Block, Fabric, Round, Schedule, Source, Stepwise};
+use gaufre::program::schedule::{Block, Fabric, Origin, Round, Schedule, Source, Stepwise};
 use gaufre::wafer::{Cost, Product, Wafer};
 
 const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
@@ -68,7 +68,7 @@ fn the_device_counts_what_the_wafer_predicts() {
                 let counted = device.counters().since(&before);
                 let want = match schedule {
                     Schedule::Fused => cut.fused(),
-                    Schedule::Superstep => cut.superstep(&fabric.wafer()),
+                    Schedule::Superstep => cut.superstep(fabric.wafer()),
                 };
                 assert_eq!(cost(&counted), want, "{form:?} {schedule:?} {grid:?}");
                 assert_eq!(counted.allocations, 0, "a second run allocates nothing");
@@ -105,6 +105,10 @@ impl Stepwise for Poisoned<'_> {
     }
     fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block> {
         self.program.receives(i, j, step, operand)
+    }
+    /// From its owner: what was received for an earlier step is not sound any more.
+    fn origin(&self, i: u32, j: u32, step: u32, operand: usize) -> Origin {
+        Origin { passed: None, ..self.program.origin(i, j, step, operand) }
     }
     fn launch(
         &self,

@@ -11,7 +11,7 @@
 mod host;
 mod reference;
 
-use super::schedule::{Block, Fabric, Round, Source, Stepwise};
+use super::schedule::{Block, Fabric, Origin, Round, Source, Stepwise};
 use super::{Case, Fill, Matrix, Program};
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Lane, Launch, Result, Variant, View, read, write};
 use crate::wafer::Route;
@@ -342,6 +342,11 @@ impl Stepwise for Tiled<'_> {
             // Padding travels too: kernels read whole vectors of four.
             cols: cols.min(source.cols.next_multiple_of(4) - col),
         })
+    }
+
+    fn origin(&self, i: u32, j: u32, step: u32, operand: usize) -> Origin {
+        let route = if operand == 0 { Route::BroadcastRow } else { Route::BroadcastColumn };
+        Origin { owner: route.block(i, j, step), passed: None }
     }
 
     fn launch(

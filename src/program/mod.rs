@@ -13,6 +13,7 @@ pub mod column_sum;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod exchange;
 pub mod grad_norm;
 pub mod initial;
 pub mod layer_norm;

@@ -5,11 +5,15 @@
 //! mesh, is a [`Route`]; what that costs is a [`Cost`].
 
 mod cost;
+mod defects;
 mod geometry;
+mod mesh;
 mod routes;
 mod work;
 
 pub use cost::{Attention, Cost, Product, Relay};
-pub use geometry::{Link, Round, Tile, WSE2_TILE_SRAM, Wafer};
+pub use defects::{Defects, WaferError};
+pub use geometry::{Port, Round, Tile, WSE2_TILE_SRAM, Wafer};
+pub use mesh::{Mesh, Ways};
 pub use routes::Route;
 pub use work::Work;

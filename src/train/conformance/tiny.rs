@@ -33,7 +33,7 @@ fn step(config: &Config, fabric: &Fabric) -> Result<Gradients, SetupError> {
     let setup = Setup {
         seed: SEED,
         schedule: fabric.schedule(),
-        wafer: fabric.wafer(),
+        wafer: fabric.wafer().clone(),
         recompute: Recompute::None,
         ..Setup::new(config.clone(), SHAPE)
     };
