@@ -170,38 +170,47 @@ impl Tiles {
         self.tally.all()
     }
 
-    /// [`PORTS`] floats a tile: what it has sent and nobody has read yet. All that lies in [`Tiles::read_already`] is
-    /// written over.
+    /// [`PORTS`] floats a tile: the messages of the last superstep are among them, and nobody has read these yet.
     pub fn sent(&self) -> View {
         self.outbox.all()
     }
 
-    /// The outboxes of the superstep to come.
-    pub fn read_already(&self) -> View {
+    /// The same of the superstep before: whatever lies there is of no use any more, and the next messages go there.
+    pub fn spent(&self) -> View {
         self.inbox.all()
     }
 }
 
 /// The sum in the declared order, without tiles: of each row, then of the rows' sums.
 pub fn plain_sum<F: Real>(wafer: Wafer, values: &[f32]) -> F {
-    let row = |row: &[f32]| line(&row.iter().map(|&x| F::of(x.into())).collect::<Vec<F>>());
-    line(&values.chunks(wafer.width as usize).map(row).collect::<Vec<F>>())
+    add_up(wafer, values, &mut |_| {})
+}
+
+/// How far the sum of every tile may lie from that of `values`: an addition is off by at most EPS of what came out of it
+/// (Higham, Accuracy and Stability of Numerical Algorithms, section 3.3), and all those errors add up.
+pub fn sum_bound(wafer: Wafer, values: &[f32]) -> f64 {
+    let mut bound = 0.0;
+    add_up(wafer, values, &mut |partial: f32| bound += EPS * f64::from(partial.abs()));
+    bound
+}
+
+/// Adds up in the declared order and shows `each` what comes out of each addition.
+fn add_up<F: Real>(wafer: Wafer, values: &[f32], each: &mut impl FnMut(F)) -> F {
+    let row = |row: &[f32]| add_line(&row.iter().map(|&x| F::of(x.into())).collect::<Vec<F>>(), each);
+    let rows: Vec<F> = values.chunks(wafer.width as usize).map(row).collect();
+    add_line(&rows, each)
 }
 
 /// The middle one, what adds up before it, what adds up behind it.
-fn line<F: Real>(values: &[F]) -> F {
+fn add_line<F: Real>(values: &[F], each: &mut impl FnMut(F)) -> F {
+    let mut add = |a: F, b: F| {
+        each(a + b);
+        a + b
+    };
     let (before, rest) = values.split_at(values.len() / 2);
-    let chain = |sum: Option<F>, &x: &F| Some(sum.map_or(x, |sum| x + sum));
-    let sides = [before.iter().fold(None, chain), rest[1..].iter().rev().fold(None, chain)];
-    sides.into_iter().flatten().fold(rest[0], |sum, side| sum + side)
-}
-
-/// How far the sum of a tile may lie from that of `values`: k roundings, where k is the most that a number goes through,
-/// are off by at most k EPS / (1 - k EPS) of the sum of absolute values (Higham, Accuracy and Stability of Numerical
-/// Algorithms, lemma 3.1 and section 4.2).
-pub fn sum_bound(wafer: Wafer, values: &[f32]) -> f64 {
-    let roundings = AllReduce { wafer }.additions() as f64 * EPS;
-    roundings / (1.0 - roundings) * values.iter().map(|x| f64::from(x.abs())).sum::<f64>()
+    let before = before.iter().copied().reduce(|sum, x| add(x, sum));
+    let behind = rest[1..].iter().rev().copied().reduce(|sum, x| add(x, sum));
+    [before, behind].into_iter().flatten().fold(rest[0], add)
 }
 
 fn params(wafer: Wafer, step: &Superstep) -> Params {
@@ -252,7 +261,8 @@ fn superstep<F: Real>(args: &mut Args<'_, F>, add: impl Fn(Option<F>, &[F]) -> F
             let start = if has(OWN, 0) { own[tile] } else { sums[tile] };
             let sum = add((!has(PASS, 0)).then_some(start), &messages[..taken]);
             sums[tile] = sum;
-            let there = [tile >= width, tile % width + 1 < width, tile + width < p.tiles as usize, tile % width > 0];
+            let x = tile % width;
+            let there = [tile >= width, x + 1 < width, tile + width < p.tiles as usize, x > 0];
             for port in (0..PORTS).filter(|&port| has(SEND, port as u32) && there[port]) {
                 outbox[PORTS * tile + port] = sum;
                 tally[TALLIES * tile + 1] += 1;

@@ -63,7 +63,8 @@ impl AllReduce {
     pub fn sends(&self, tile: Tile) -> u64 {
         let root = self.root();
         // Neighbours on one axis that are farther from the root than the tile.
-        let outer = |at: u32, root: u32, len: u32| u64::from(at <= root && at > 0) + u64::from(at >= root && at + 1 < len);
+        let outer =
+            |at: u32, root: u32, len: u32| u64::from(at <= root && at > 0) + u64::from(at >= root && at + 1 < len);
         let across = outer(tile.x, root.x, self.wafer.width);
         let down = if tile.x == root.x { outer(tile.y, root.y, self.wafer.height) } else { 0 };
         u64::from(tile != root) + across + down
@@ -73,13 +74,6 @@ impl AllReduce {
     pub fn all_runs(&self) -> u64 {
         let waiting = if self.wafer.width > 1 { (2 * u64::from(self.root().y)).saturating_sub(1) } else { 0 };
         2 * self.tiles() - 1 + waiting
-    }
-
-    /// Additions that a number goes through on its way into the sum, at most: one a hop, and where two sides of a line
-    /// meet, one more.
-    pub fn additions(&self) -> u64 {
-        let line = |len: u32| u64::from(len / 2) + u64::from(len > 2);
-        line(self.wafer.width) + line(self.wafer.height)
     }
 
     fn tiles(&self) -> u64 {

@@ -34,7 +34,7 @@ fn run(device: &Device, wafer: Wafer, values: &[f32]) -> Outcome {
     device.upload(&tiles.sent(), &nothing).unwrap();
     let (before, mut seen) = (device.counters(), 0);
     loop {
-        device.upload(&tiles.read_already(), &nothing).unwrap();
+        device.upload(&tiles.spent(), &nothing).unwrap();
         if tiles.step().unwrap().is_none() {
             break;
         }

@@ -150,7 +150,8 @@ impl Superstep {
     fn add(&mut self, (x, y): (u32, u32), (dx, dy): (i32, i32), count: u32, task: u32) {
         let width = self.wafer.width;
         let free = self.lines.iter_mut().find(|line| line.count == 0).expect("a superstep has at most six lines");
-        *free = Line { first: y * width + x, stride: (dy as u32).wrapping_mul(width).wrapping_add(dx as u32), count, task };
+        *free =
+            Line { first: y * width + x, stride: (dy as u32).wrapping_mul(width).wrapping_add(dx as u32), count, task };
     }
 }
 
