@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod adafactor;
 pub mod adamw;
+pub mod all_reduce;
 pub mod attention;
 pub mod check;
 pub mod column_sum;
@@ -125,6 +126,7 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(residual_add::PROGRAMS);
     all.extend(cross_entropy::PROGRAMS);
     all.extend(column_sum::PROGRAMS);
+    all.extend(all_reduce::PROGRAMS);
     all.extend(grad_norm::PROGRAMS);
     all.extend(adamw::PROGRAMS);
     all.extend(sgd::PROGRAMS);
