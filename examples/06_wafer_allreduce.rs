@@ -11,17 +11,17 @@ use std::time::Instant;
 use gaufre::device::Device;
 use gaufre::program::all_reduce::{self, Phase, Superstep, TALLIES, Tiles};
 use gaufre::program::initial;
-use gaufre::wafer::{AllReduce, Cost, Wafer};
+use gaufre::wafer::{AllReduce, Cost, Grid};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Cycles a microsecond in Cerebras' own examples for a CS-2; that of a CS-1 was not published.
 const CLOCK: f64 = 850.0;
 /// Rocki et al., SC20 (arXiv 2010.03660): tiles of a CS-1, less than so many us, about so many times the diameter.
-const PUBLISHED: (Wafer, f64, f64) = (Wafer { width: 602, height: 595 }, 1.5, 1.1);
+const PUBLISHED: (Grid, f64, f64) = (Grid { width: 602, height: 595 }, 1.5, 1.1);
 
 /// What the fabric would take, and whether it fits what was published.
-fn model(wafer: Wafer) -> Outcome<()> {
+fn model(wafer: Grid) -> Outcome<()> {
     let all = AllReduce { wafer };
     let (cycles, diameter) = (all.hops() as f64, all.diameter() as f64);
     println!("\n{} x {}: {} tiles", wafer.width, wafer.height, wafer.width * wafer.height);
@@ -42,7 +42,7 @@ fn model(wafer: Wafer) -> Outcome<()> {
 }
 
 /// The tiles at work in one superstep of each phase and in one more, on a small map.
-fn picture(wafer: Wafer) {
+fn picture(wafer: Grid) {
     const COLUMNS: u32 = 18;
     const ROWS: u32 = 9;
     let (across, down) = AllReduce { wafer }.reach();
@@ -69,7 +69,7 @@ fn picture(wafer: Wafer) {
 }
 
 /// One all-reduce; gives the sum that all tiles have, and the seconds it took.
-fn play(device: &Device, wafer: Wafer, values: &[f32]) -> Outcome<(f32, f64)> {
+fn play(device: &Device, wafer: Grid, values: &[f32]) -> Outcome<(f32, f64)> {
     let all = AllReduce { wafer };
     let mut tiles = Tiles::new(device, wafer)?;
     tiles.load(values)?;
@@ -99,7 +99,7 @@ fn play(device: &Device, wafer: Wafer, values: &[f32]) -> Outcome<(f32, f64)> {
 }
 
 /// Integers, then other numbers; a line of the table: seconds and sum are of the first, error and bound of the others.
-fn hold(device: &Device, wafer: Wafer) -> Outcome<()> {
+fn hold(device: &Device, wafer: Grid) -> Outcome<()> {
     let tiles = u64::from(wafer.width) * u64::from(wafer.height);
     // Their sum is below 2^24, so that f32 holds it exactly, whatever the order.
     let below = (1 << 24) / tiles;
@@ -131,7 +131,7 @@ fn row(device: &str, cells: &[String]) {
 }
 
 fn main() -> Outcome<()> {
-    let (mut devices, mut wafers) = (Vec::new(), vec![Wafer::new(757, 996), PUBLISHED.0]);
+    let (mut devices, mut wafers) = (Vec::new(), vec![Grid::new(757, 996), PUBLISHED.0]);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -142,7 +142,7 @@ fn main() -> Outcome<()> {
                 if !(1..=1 << 24).contains(&(u64::from(width) * u64::from(height))) {
                     return Err("--wafer wants between one tile and 2^24".into());
                 }
-                wafers = vec![Wafer::new(width, height)];
+                wafers = vec![Grid::new(width, height)];
             }
             "--device" => devices.push(Device::open(&arguments.next().ok_or("--device wants a name")?, 0)?),
             name => devices.push(Device::open(name, 0)?),

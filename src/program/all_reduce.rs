@@ -14,7 +14,7 @@ pub use superstep::{EAST, NORTH, Phase, SOUTH, Superstep, WEST};
 use super::{Case, EPS, Fill, Program, launch};
 use crate::device::{ALL_CLASSES, Args, Buffer, Device, Elem, Kernel, Lane, Real, Result, Variant, View, Word};
 use crate::device::{read, write};
-use crate::wafer::{AllReduce, Wafer};
+use crate::wafer::{AllReduce, Grid};
 use superstep::{LINES, Line, OWN, PASS, SEND, TAKE};
 
 /// Floats of a tile's outbox, one a port.
@@ -91,7 +91,7 @@ pub static SUPERSTEP: Program = Program {
 /// The tiles of a wafer on a device, with what each holds.
 pub struct Tiles {
     device: Device,
-    wafer: Wafer,
+    wafer: Grid,
     own: Buffer,
     sums: Buffer,
     tally: Buffer,
@@ -105,7 +105,7 @@ impl Tiles {
     ///
     /// # Errors
     /// What the device says of buffers of 16 bytes a tile and less.
-    pub fn new(device: &Device, wafer: Wafer) -> Result<Tiles> {
+    pub fn new(device: &Device, wafer: Grid) -> Result<Tiles> {
         let tiles = wafer.width as usize * wafer.height as usize;
         let floats = |label: &str, len| device.buffer(label, Elem::F32, len);
         Ok(Tiles {
@@ -182,20 +182,20 @@ impl Tiles {
 }
 
 /// The sum in the declared order, without tiles: of each row, then of the rows' sums.
-pub fn plain_sum<F: Real>(wafer: Wafer, values: &[f32]) -> F {
+pub fn plain_sum<F: Real>(wafer: Grid, values: &[f32]) -> F {
     add_up(wafer, values, &mut |_| {})
 }
 
 /// How far the sum of every tile may lie from that of `values`: an addition is off by at most EPS of what came out of it
 /// (Higham, Accuracy and Stability of Numerical Algorithms, section 3.3), and all those errors add up.
-pub fn sum_bound(wafer: Wafer, values: &[f32]) -> f64 {
+pub fn sum_bound(wafer: Grid, values: &[f32]) -> f64 {
     let mut bound = 0.0;
     add_up(wafer, values, &mut |partial: f32| bound += EPS * f64::from(partial.abs()));
     bound
 }
 
 /// Adds up in the declared order and shows `each` what comes out of each addition.
-fn add_up<F: Real>(wafer: Wafer, values: &[f32], each: &mut impl FnMut(F)) -> F {
+fn add_up<F: Real>(wafer: Grid, values: &[f32], each: &mut impl FnMut(F)) -> F {
     let row = |row: &[f32]| add_line(&row.iter().map(|&x| F::of(x.into())).collect::<Vec<F>>(), each);
     let rows: Vec<F> = values.chunks(wafer.width as usize).map(row).collect();
     add_line(&rows, each)
@@ -213,7 +213,7 @@ fn add_line<F: Real>(values: &[F], each: &mut impl FnMut(F)) -> F {
     [before, behind].into_iter().flatten().fold(rest[0], add)
 }
 
-fn params(wafer: Wafer, step: &Superstep) -> Params {
+fn params(wafer: Grid, step: &Superstep) -> Params {
     Params { width: wafer.width, tiles: wafer.width * wafer.height, lines: step.lines }
 }
 
@@ -278,7 +278,7 @@ fn cases() -> Vec<Case> {
     let grids = [(7, 5), (6, 4), (1, 5), (5, 1), (2, 2), (1, 1)];
     let mut cases = Vec::new();
     for (width, height) in grids {
-        let wafer = Wafer::new(width, height);
+        let wafer = Grid::new(width, height);
         let all = AllReduce { wafer };
         let (across, down) = all.reach();
         let last = all.supersteps() as u32 - 1;
@@ -291,7 +291,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-fn case(wafer: Wafer, number: u32) -> Case {
+fn case(wafer: Grid, number: u32) -> Case {
     let tiles = (wafer.width * wafer.height) as usize;
     let step = Superstep::of(wafer, number);
     let words: Vec<u32> = bytemuck::cast_slice(bytemuck::bytes_of(&params(wafer, &step))).to_vec();

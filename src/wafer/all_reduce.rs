@@ -1,14 +1,14 @@
 //! A scalar all-reduce over every tile of a wafer, rooted at its centre, in closed form: supersteps, messages, how often
 //! each tile runs. It must never walk the schedule: a prediction that repeats what it predicts proves nothing.
 
-use super::{Cost, Tile, Wafer};
+use super::{Cost, Grid, Tile};
 
 /// Each tile has one number, and in the end all have their sum. Rows add up from both ends towards the centre column, that
 /// column from both ends towards the root, and the sum goes back the same ways. A hop is a superstep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllReduce {
     /// The grid.
-    pub wafer: Wafer,
+    pub wafer: Grid,
 }
 
 impl AllReduce {
@@ -89,7 +89,7 @@ mod tests {
     /// SC20, arXiv 2010.03660). Its clock was not published; 850 MHz is that of a CS-2 in Cerebras' own examples.
     #[test]
     fn the_published_time_leaves_room_for_cores_and_ramps() {
-        let cs1 = AllReduce { wafer: Wafer::new(602, 595) };
+        let cs1 = AllReduce { wafer: Grid::new(602, 595) };
         assert_eq!((cs1.hops(), cs1.diameter()), (1196, 1195));
         let published = 1.1 * cs1.diameter() as f64;
         assert!(cs1.hops() as f64 <= published && cs1.hops() as f64 / 850.0 < 1.5);
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn tiles_add_up_to_the_whole() {
         for (width, height) in [(1, 1), (2, 1), (1, 2), (2, 2), (1, 7), (6, 1), (5, 3), (4, 9), (9, 4), (8, 8)] {
-            let all = AllReduce { wafer: Wafer::new(width, height) };
+            let all = AllReduce { wafer: Grid::new(width, height) };
             let tiles = || (0..width * height).map(|t| Tile { x: t % width, y: t / width });
             assert_eq!(tiles().map(|tile| all.runs(tile)).sum::<u64>(), all.all_runs(), "{all:?}");
             assert_eq!(tiles().map(|tile| all.sends(tile)).sum::<u64>(), all.cost().messages, "{all:?}");

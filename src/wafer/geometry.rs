@@ -4,6 +4,26 @@ use std::fmt;
 
 use super::{Defects, Mesh, WaferError};
 
+/// Columns and rows of tiles, all of which work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Tiles along x.
+    pub width: u32,
+    /// Tiles along y.
+    pub height: u32,
+}
+
+impl Grid {
+    /// A grid of `width x height` tiles.
+    ///
+    /// # Panics
+    /// For a width or a height of zero.
+    pub fn new(width: u32, height: u32) -> Grid {
+        assert!(width > 0 && height > 0, "a grid has tiles");
+        Grid { width, height }
+    }
+}
+
 /// A grid of tiles joined by a mesh. Programs see the tiles that work, as if nothing were wrong with the others: see
 /// [`Wafer::with_defects`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ pub use all_reduce::AllReduce;
 pub use collective::{Algorithm, Terms};
 pub use cost::{Attention, Cost, Product, Relay};
 pub use defects::{Defects, WaferError};
-pub use geometry::{Port, Round, Tile, WSE2_TILE_SRAM, Wafer};
+pub use geometry::{Grid, Port, Round, Tile, WSE2_TILE_SRAM, Wafer};
 pub use machine::{MACHINES, Machine, WSE1, WSE2, WSE3};
 pub use mesh::{Mesh, Ways};
 pub use routes::Route;

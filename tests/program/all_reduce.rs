@@ -5,7 +5,7 @@ use crate::rig;
 use gaufre::device::{Counters, Device};
 use gaufre::program::all_reduce::{self, TALLIES, Tiles};
 use gaufre::program::{check, initial};
-use gaufre::wafer::{AllReduce, Cost, Tile, Wafer};
+use gaufre::wafer::{AllReduce, Cost, Grid, Tile};
 use proptest::prelude::*;
 
 #[test]
@@ -26,7 +26,7 @@ struct Outcome {
 }
 
 /// Every superstep begins with nothing but NaN where new messages go: a stale one that is read shows in the sum.
-fn run(device: &Device, wafer: Wafer, values: &[f32]) -> Outcome {
+fn run(device: &Device, wafer: Grid, values: &[f32]) -> Outcome {
     let mut tiles = Tiles::new(device, wafer).unwrap();
     tiles.load(values).unwrap();
     device.upload(&tiles.sums(), &vec![f32::NAN; values.len()]).unwrap();
@@ -50,7 +50,7 @@ fn normal(tiles: u32, seed: u64) -> Vec<f32> {
 }
 
 /// What is wrong with an outcome, if anything.
-fn judge(wafer: Wafer, values: &[f32], outcome: &Outcome) -> Result<(), String> {
+fn judge(wafer: Grid, values: &[f32], outcome: &Outcome) -> Result<(), String> {
     let all = AllReduce { wafer };
     let plain: f32 = all_reduce::plain_sum(wafer, values);
     if outcome.sums.len() != values.len() || outcome.sums.iter().any(|sum| sum.to_bits() != plain.to_bits()) {
@@ -87,7 +87,7 @@ proptest! {
 
     #[test]
     fn random_grids_hold_on_host(width in 1u32..24, height in 1u32..24, seed in 0u64..1000) {
-        let (device, wafer) = (rig::host(), Wafer::new(width, height));
+        let (device, wafer) = (rig::host(), Grid::new(width, height));
         let values = normal(width * height, seed);
         prop_assert_eq!(judge(wafer, &values, &run(&device, wafer, &values)), Ok(()));
         let (values, exact) = integers(width * height, seed);
@@ -101,7 +101,7 @@ proptest! {
 fn odd_and_even_grids_hold_on_every_device() {
     for device in rig::devices("all_reduce grids") {
         for (width, height) in [(1, 1), (2, 1), (1, 2), (2, 2), (1, 9), (8, 1), (3, 2), (2, 3), (13, 8), (10, 11)] {
-            let wafer = Wafer::new(width, height);
+            let wafer = Grid::new(width, height);
             let values = normal(width * height, 3);
             assert_eq!(judge(wafer, &values, &run(&device, wafer, &values)), Ok(()), "{}", device.name());
         }
@@ -111,7 +111,7 @@ fn odd_and_even_grids_hold_on_every_device() {
 /// At f64 nothing of the f32 bound is left, and tiles still agree.
 #[test]
 fn the_oracle_gives_the_plain_sum_at_f64() {
-    let (device, wafer) = (Device::oracle().unwrap(), Wafer::new(12, 7));
+    let (device, wafer) = (Device::oracle().unwrap(), Grid::new(12, 7));
     let values = normal(12 * 7, 9);
     let mut tiles = Tiles::new(&device, wafer).unwrap();
     tiles.load(&values).unwrap();
@@ -122,7 +122,7 @@ fn the_oracle_gives_the_plain_sum_at_f64() {
 
 #[test]
 fn a_second_load_begins_anew() {
-    let (device, wafer) = (rig::host(), Wafer::new(5, 6));
+    let (device, wafer) = (rig::host(), Grid::new(5, 6));
     let mut tiles = Tiles::new(&device, wafer).unwrap();
     for seed in [1, 2] {
         let values = normal(30, seed);
@@ -140,7 +140,7 @@ fn a_second_load_begins_anew() {
 
 #[test]
 fn what_is_wrong_is_found() {
-    let (device, wafer) = (rig::host(), Wafer::new(9, 6));
+    let (device, wafer) = (rig::host(), Grid::new(9, 6));
     let values = normal(54, 5);
     let sound = run(&device, wafer, &values);
     assert_eq!(judge(wafer, &values, &sound), Ok(()));

@@ -1,7 +1,7 @@
 //! Which tiles run in a superstep of the all-reduce, and what each of them takes and sends: straight lines of tiles, as data
 //! of a launch. It must never know a value, nor count what the closed forms predict.
 
-use crate::wafer::{AllReduce, Tile, Wafer};
+use crate::wafer::{AllReduce, Grid, Tile};
 
 /// Ports of a tile, clockwise: the opposite of a port differs in the second bit.
 pub const NORTH: u32 = 0;
@@ -52,13 +52,13 @@ pub struct Superstep {
     pub number: u32,
     /// What it is for.
     pub phase: Phase,
-    wafer: Wafer,
+    wafer: Grid,
     pub(super) lines: [Line; LINES],
 }
 
 impl Superstep {
     /// Superstep `number` of the all-reduce on a wafer; past the last one, no tile runs.
-    pub fn of(wafer: Wafer, number: u32) -> Superstep {
+    pub fn of(wafer: Grid, number: u32) -> Superstep {
         let (across, down) = AllReduce { wafer }.reach();
         let phase = match number {
             n if n < across => Phase::Rows,
@@ -102,7 +102,7 @@ impl Superstep {
     /// and every tile of the column takes them.
     fn column(&mut self, step: u32) {
         let (x, centre) = (self.wafer.width / 2, self.wafer.height / 2);
-        let Wafer { width, height } = self.wafer;
+        let Grid { width, height } = self.wafer;
         let (north, south) = (step, 2 * centre - step);
         let east = if x + 1 < width { TAKE << EAST } else { 0 };
         let rows = if step == 0 && x > 0 { TAKE << WEST | east } else { 0 };
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn every_tile_runs_as_often_as_predicted_and_never_twice_at_once() {
         for (width, height) in [(1, 1), (2, 1), (1, 2), (2, 2), (1, 7), (6, 1), (5, 3), (4, 9), (9, 4), (8, 8)] {
-            let all = AllReduce { wafer: Wafer::new(width, height) };
+            let all = AllReduce { wafer: Grid::new(width, height) };
             let mut runs = vec![0; (width * height) as usize];
             for number in 0..all.supersteps() as u32 {
                 let step = Superstep::of(all.wafer, number);
