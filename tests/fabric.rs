@@ -2,6 +2,8 @@
 //! device counts is the wafer's closed form.
 
 mod attention;
+mod faults;
+mod stream;
 
 use crate::program::matmul::{bits, operands, product};
 use crate::rig;

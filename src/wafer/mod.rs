@@ -20,7 +20,7 @@ mod work;
 
 pub use all_reduce::AllReduce;
 pub use collective::{Algorithm, Terms};
-pub use cost::{Attention, Cost, Product, Relay};
+pub use cost::{Attention, Cost, Product, Relay, Stream};
 pub use defects::{Defects, WaferError};
 pub use geometry::{Grid, Port, Round, Tile, WSE2_TILE_SRAM, Wafer};
 pub use machine::{MACHINES, Machine, WSE1, WSE2, WSE3};

@@ -74,8 +74,12 @@ impl Boxes {
         Ok(crossing.iter().map(|(hop, source)| self.inbox(*hop, source)).collect())
     }
 
-    /// The same for one block.
+    /// The same for one block. Where one by one crosses, what came to a tile may by now be among the boxes that leave: then
+    /// it leaves into the others.
     pub fn cross_one(&mut self, device: &Device, hop: Hop, source: &Spot) -> Result<Spot> {
+        if self.outboxes[hop.port as usize].as_ref().is_some_and(|out| out.id() == source.buffer.id()) {
+            self.swap(hop.port);
+        }
         device.cross(&[self.out(hop, source)])?;
         self.swap(hop.port);
         Ok(self.inbox(hop, source))
