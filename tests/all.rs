@@ -13,6 +13,7 @@ mod parsers;
 mod report;
 mod rig;
 mod streaming;
+mod trace;
 mod training;
 
 mod device {

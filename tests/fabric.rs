@@ -11,7 +11,7 @@ use gaufre::device::{Buffer, Counters, Device, DeviceError, Result};
 use gaufre::program::Matrix;
 use gaufre::program::matmul::{self, Form, Matmul};
 use gaufre::program::schedule::{Block, Fabric, Origin, Round, Schedule, Source, Stepwise};
-use gaufre::wafer::{Cost, Product, Wafer};
+use gaufre::wafer::{Cost, Product, Wafer, Work};
 
 const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
 const GRIDS: [(u32, u32); 3] = [(1, 1), (2, 3), (5, 2)];
@@ -90,6 +90,15 @@ struct Poisoned<'a> {
 }
 
 impl Stepwise for Poisoned<'_> {
+    fn name(&self) -> &'static str {
+        self.program.name()
+    }
+    fn work(&self) -> Work {
+        self.program.work()
+    }
+    fn cost(&self, wafer: &Wafer) -> Cost {
+        self.program.cost(wafer)
+    }
     fn blocks(&self) -> (u32, u32) {
         self.program.blocks()
     }

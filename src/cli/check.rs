@@ -1,6 +1,7 @@
 //! `gaufre check`: runs the conformance test on a device and prints it, as a table for people and as JSON for machines.
 //! It decides nothing: what passes is told by `train::conformance`.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::device::Device;
+use crate::report::trace::{SLOWER, Trace};
 use crate::train::conformance::{self, Canary, Conformance, Part, Row, tiny};
 
 /// Check every tile program, both schedules and a training step on this machine against an f64 oracle.
@@ -26,9 +28,53 @@ pub struct Check {
     /// Write the result as JSON to a file, or to standard output with "-"; the table then goes to standard error.
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
+    /// Write what ran when, and what it moved, as a Chrome trace that Perfetto opens; each program is waited for, which is
+    /// slower.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Plant faults too: each must be caught.
     #[arg(long)]
     pub canary: bool,
+}
+
+/// The trace of a check, where one is asked for: an outer event for each subject, which lasts until the next begins.
+struct Traced<'a> {
+    device: &'a Device,
+    trace: Option<RefCell<(Trace, String, f64)>>,
+}
+
+impl Traced<'_> {
+    fn begin<'a>(args: &Check, device: &'a Device) -> Result<Traced<'a>> {
+        let Some(path) = &args.trace else { return Ok(Traced { device, trace: None }) };
+        eprintln!("{SLOWER}");
+        let about = vec![
+            ("gaufre", env!("CARGO_PKG_VERSION").to_owned()),
+            ("device", device.name().to_owned()),
+            ("model", "every program, and the tiny model of each family".into()),
+            ("schedule", "fused, and superstep where a program has one".into()),
+            ("wafer", "several small grids".into()),
+        ];
+        let trace = Trace::new(path, about);
+        // A place that cannot be written is said now.
+        trace.write()?;
+        Ok(Traced { device, trace: Some(RefCell::new((trace, String::new(), 0.0))) })
+    }
+
+    /// What ran until now was of the subject before this one.
+    fn next(&self, subject: &str) {
+        let Some(trace) = &self.trace else { return };
+        let (trace, before, begun) = &mut *trace.borrow_mut();
+        let (ledger, now) = (self.device.take_ledger(), self.device.ledger_seconds());
+        if !before.is_empty() {
+            trace.add(before, (*begun, now), &ledger);
+        }
+        (*before, *begun) = (subject.to_owned(), now);
+    }
+
+    fn end(&self) -> Result<()> {
+        self.next("");
+        Ok(self.trace.as_ref().map_or(Ok(()), |trace| trace.borrow().0.write())?)
+    }
 }
 
 /// Runs the check. Exit code 1 when anything failed or was missed.
@@ -38,10 +84,16 @@ pub struct Check {
 pub fn run(args: &Check) -> Result<ExitCode> {
     let start = Instant::now();
     let device = Device::open(&args.device, args.threads)?;
+    let device = if args.trace.is_some() { device.with_ledger() } else { device };
     let bar = indicatif::ProgressBar::new_spinner();
-    let said = |what: &str| bar.set_message(what.to_owned());
+    let traced = Traced::begin(args, &device)?;
+    let said = |what: &str| {
+        bar.set_message(what.to_owned());
+        traced.next(what);
+    };
     let found = conformance::run(&device, args.seed, args.canary, &tiny::steps(), &said);
     bar.finish_and_clear();
+    traced.end()?;
     let table = table(&found, start.elapsed().as_secs_f64());
     match args.json.as_deref() {
         Some(path) if path == Path::new("-") => {

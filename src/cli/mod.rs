@@ -9,6 +9,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod models;
+mod plan;
 mod prepare;
 mod report;
 mod tokenizer;
@@ -47,6 +48,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Make the page report.html of a run
     Report(report::Args),
+    /// Say what a run will take, on a wafer and on this machine, before it is begun
+    Plan(Box<plan::Args>),
     /// List the models that are built in, and what each needs on this machine
     Models(models::Args),
     /// List the devices of this machine
@@ -109,6 +112,7 @@ impl Cli {
             Verb::Report(args) => report::run(&args),
             Verb::Export(args) => export::run(&args),
             Verb::Eval(args) => eval::run(&args),
+            Verb::Plan(args) => plan::run(&args),
             Verb::Models(args) => models::run(&args),
             Verb::Devices(args) => devices::run(&args),
         }

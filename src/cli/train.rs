@@ -15,6 +15,7 @@ use crate::report::html::Page;
 use crate::report::metrics::Metrics;
 use crate::report::progress::Progress;
 use crate::report::tensorboard::TensorBoard;
+use crate::report::trace::{SLOWER, Trace};
 use crate::train::config::Config;
 use crate::train::folder::Folder;
 use crate::train::generate::Sampling;
@@ -37,6 +38,10 @@ struct Flags {
     /// Save and stop after N steps in all; the learning rate stays that of --steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     stop_after: Option<u64>,
+    /// Write what ran when, and what it moved, as a Chrome trace that Perfetto opens; each program is waited for, which is
+    /// slower
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// [`Flags`], and which of them a person typed.
@@ -71,9 +76,11 @@ impl clap::FromArgMatches for Args {
 /// Trains; progress goes to standard error, the folder of the run to standard output.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.resolve()?;
-    let Flags { resume, stop_after, .. } = args.flags;
-    let control = Control { stop: interrupts()?, stop_after, ..Control::default() };
-    let mut observer = (Progress::stderr(), (Metrics::default(), (TensorBoard::default(), Page::default())));
+    let Flags { resume, stop_after, trace, .. } = args.flags;
+    let control = Control { stop: interrupts()?, stop_after, traced: trace.is_some(), ..Control::default() };
+    let trace = trace.map(|path| traced(&path, &config)).transpose()?;
+    let files = (Metrics::default(), (TensorBoard::default(), Page::default()));
+    let mut observer = (Progress::stderr(), (files, trace));
     let summary = match resume {
         None => train::start(&config, control, &mut observer)?,
         Some(run) => train::resume(&run, &config, control, &mut observer)?,
@@ -120,6 +127,17 @@ fn say(text: &str) -> Result<(), ReportError> {
     let mut out = std::io::stderr();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|source| ReportError { path: "standard error".into(), source })
+}
+
+/// A trace of a run, and that it is slower.
+fn traced(path: &Path, config: &Config) -> Result<Trace, ReportError> {
+    say(&format!("{SLOWER}\n"))?;
+    let about = vec![
+        ("gaufre", env!("CARGO_PKG_VERSION").to_owned()),
+        ("schedule", format!("{:?}", config.schedule).to_lowercase()),
+        ("wafer", String::from(config.wafer)),
+    ];
+    Ok(Trace::new(path, about))
 }
 
 /// What to type to have this program.

@@ -30,6 +30,7 @@ pub(super) struct Inner {
 }
 
 pub(super) enum Storage {
+    Blank,
     Gpu(gpu::GpuBuffer),
     Host(native::Cells<f32>),
     Oracle(native::Cells<f64>),

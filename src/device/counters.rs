@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::wafer::Cost;
+
 /// A reading of a device's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -78,6 +80,13 @@ impl Account {
     pub fn crossed(&self, bytes: u64) {
         self.0.hops.fetch_add(1, Relaxed);
         self.0.crossed.fetch_add(bytes, Relaxed);
+    }
+
+    /// What a program would have counted, where none runs.
+    pub fn claimed(&self, cost: &Cost) {
+        self.0.dispatches.fetch_add(cost.dispatches, Relaxed);
+        self.0.messages.fetch_add(cost.messages, Relaxed);
+        self.0.exchanged.fetch_add(cost.exchanged_bytes, Relaxed);
     }
 
     pub fn uploaded(&self, bytes: u64) {

@@ -1,15 +1,17 @@
 //! Devices: memory, launches, transfers. The only part of the crate that names wgpu.
 //!
 //! A [`Device`] is one of: a GPU or a software adapter through wgpu, the embedded `host` (native code on CPU threads),
-//! the oracle (the references at f64) or the plain f32 references. All take the same [`Launch`]; none knows a program by
-//! name. Work is queued in order; [`Device::download`] waits for what it reads. Every error comes back typed.
+//! the oracle (the references at f64), the plain f32 references, or blank: a plan of any of them. All take the same
+//! [`Launch`]; none knows a program by name. Work is queued in order; [`Device::download`] waits for what it reads. Every error comes back typed.
 
 mod adapter;
+mod blank;
 mod buffer;
 mod counters;
 mod error;
 mod gpu;
 mod kernel;
+mod ledger;
 mod native;
 mod shader;
 
@@ -20,8 +22,9 @@ pub use error::DeviceError;
 pub use kernel::{
     ALL_CLASSES, Access, Args, Binding, Class, Kernel, Lane, Launch, NativeFn, ParamWord, Variant, Word, read, write,
 };
+pub use ledger::{Entry, Ledger, Run, Span};
 pub use native::Real;
-pub use shader::{SramUse, expand, workgroup_bytes};
+pub use shader::{SramUse, expand, workgroup_bytes, workgroup_variables};
 
 use adapter::Choice;
 use buffer::{Inner, Storage};
@@ -69,9 +72,11 @@ struct Shared {
     limits: Limits,
     backend: Backend,
     account: Account,
+    book: Option<ledger::Book>,
 }
 
 enum Backend {
+    Blank(blank::Blank),
     Gpu(Box<gpu::Gpu>),
     Host(native::Native<f32>),
     Oracle(native::Native<f64>),
@@ -80,6 +85,7 @@ enum Backend {
 macro_rules! on {
     ($self:expr, $b:ident => $e:expr) => {
         match &$self.0.backend {
+            Backend::Blank($b) => $e,
             Backend::Gpu($b) => $e,
             Backend::Host($b) => $e,
             Backend::Oracle($b) => $e,
@@ -173,7 +179,7 @@ impl Device {
 
     fn new(name: String, class: Class, limits: Limits, backend: Backend, account: Account) -> Device {
         let why = format!("{name} was asked for");
-        Device(Arc::new(Shared { name, why, class, limits, backend, account }))
+        Device(Arc::new(Shared { name, why, class, limits, backend, account, book: None }))
     }
 
     /// The same kind of device with another amount of SRAM on a tile. Buffers are not shared between the two.
@@ -181,12 +187,17 @@ impl Device {
     /// # Panics
     /// When there is a clone of the device, or a buffer was made by one.
     pub fn with_tile_sram(self, bytes: u32) -> Device {
+        self.altered(|shared| shared.limits.tile_sram = bytes)
+    }
+
+    /// The device, altered before it is shared.
+    fn altered(self, alter: impl FnOnce(&mut Shared)) -> Device {
         match Arc::try_unwrap(self.0) {
             Ok(mut shared) => {
-                shared.limits.tile_sram = bytes;
+                alter(&mut shared);
                 Device(Arc::new(shared))
             }
-            Err(_) => panic!("tile SRAM is set before the device is shared"),
+            Err(_) => panic!("a device is altered before it is shared"),
         }
     }
 
@@ -227,6 +238,7 @@ impl Device {
             return Err(DeviceError::TooLarge { label, bytes, limit });
         }
         let storage = match &self.0.backend {
+            Backend::Blank(_) => Storage::Blank,
             Backend::Gpu(b) => Storage::Gpu(b.create(&label, len)?),
             Backend::Host(b) => b.create(elem, len),
             Backend::Oracle(b) => b.create(elem, len),
@@ -277,6 +289,7 @@ impl Device {
         view.expect_elem(Elem::F32)?;
         self.0.account.downloaded(view.len as u64 * 4);
         match &self.0.backend {
+            Backend::Blank(b) => Ok(vec![0.0; b.read(view)?.len()]),
             Backend::Gpu(b) => Ok(b.read(view)?.into_iter().map(|w| f32::from_bits(w) as f64).collect()),
             Backend::Host(b) => b.read_f64(view),
             Backend::Oracle(b) => b.read_f64(view),
@@ -284,7 +297,7 @@ impl Device {
     }
 
     /// Lets `fill` write all floats of a view, after all work queued before: where the device computes in f32 on the memory
-    /// of the host, no copy is made beside it.
+    /// of the host, no copy is made beside it. A blank device has nothing to be written, and does not call it.
     ///
     /// # Errors
     /// [`DeviceError::Usage`] when the view holds integers; what the driver says.
@@ -292,6 +305,7 @@ impl Device {
         view.expect_elem(Elem::F32)?;
         self.0.account.uploaded(view.len as u64 * 4);
         let done = match &self.0.backend {
+            Backend::Blank(b) => b.write(view, &[]).map(|()| true)?,
             Backend::Gpu(_) => false,
             Backend::Host(b) => b.fill(view, fill)?,
             Backend::Oracle(b) => b.fill(view, fill)?,
@@ -305,7 +319,7 @@ impl Device {
     }
 
     /// Waits for all work on a view of floats and shows them to `take`, rounded to f32 on the oracle; no copy is made where
-    /// the device computes in f32 on the memory of the host.
+    /// the device computes in f32 on the memory of the host. A blank device has nothing to show, and does not call it.
     ///
     /// # Errors
     /// As [`Device::download`].
@@ -313,6 +327,7 @@ impl Device {
         view.expect_elem(Elem::F32)?;
         self.0.account.downloaded(view.len as u64 * 4);
         let done = match &self.0.backend {
+            Backend::Blank(b) => b.write(view, &[]).map(|()| true)?,
             Backend::Gpu(_) => false,
             Backend::Host(b) => b.show(view, take)?,
             Backend::Oracle(b) => b.show(view, take)?,
@@ -333,12 +348,15 @@ impl Device {
         if launch.groups == 0 {
             return Ok(());
         }
-        self.0.account.dispatched();
-        match &self.0.backend {
-            Backend::Gpu(b) => b.launch(launch, self.limits()),
-            Backend::Host(b) => b.launch(launch),
-            Backend::Oracle(b) => b.launch(launch),
-        }
+        self.noted(launch, || {
+            self.0.account.dispatched();
+            match &self.0.backend {
+                Backend::Blank(b) => b.launch(launch),
+                Backend::Gpu(b) => b.launch(launch, self.limits()),
+                Backend::Host(b) => b.launch(launch),
+                Backend::Oracle(b) => b.launch(launch),
+            }
+        })
     }
 
     /// Moves blocks between buffers, after all work queued before: the exchange between two supersteps. Source and
@@ -411,7 +429,7 @@ impl Device {
     /// Runs `f` where launches cost least: on a native device, inside its thread pool.
     pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.0.backend {
-            Backend::Gpu(_) => f(),
+            Backend::Blank(_) | Backend::Gpu(_) => f(),
             Backend::Host(b) => b.pool.install(f),
             Backend::Oracle(b) => b.pool.install(f),
         }

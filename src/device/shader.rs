@@ -43,7 +43,8 @@ impl SramUse {
     /// # Errors
     /// [`DeviceError::Program`] with naga's words, when the source does not parse or validate.
     pub fn of(kernel: &Kernel, variant: &Variant, source: &str) -> Result<SramUse, DeviceError> {
-        let (workgroup, invocations) = measure(kernel.name, source)?;
+        let (variables, invocations) = measure(kernel.name, source)?;
+        let workgroup = variables.iter().map(|(_, bytes)| bytes).sum();
         let tile = (kernel.tile_bytes)(variant);
         Ok(SramUse { workgroup, tile, total: workgroup.saturating_add(tile), invocations })
     }
@@ -72,11 +73,19 @@ impl SramUse {
 /// # Errors
 /// [`DeviceError::Program`] with naga's words, when the source does not parse or validate.
 pub fn workgroup_bytes(name: &str, source: &str) -> Result<u32, DeviceError> {
-    measure(name, source).map(|(bytes, _)| bytes)
+    Ok(workgroup_variables(name, source)?.into_iter().map(|(_, bytes)| bytes).sum())
 }
 
-/// Bytes of workgroup memory and number of invocations of an entry point.
-fn measure(name: &str, source: &str) -> Result<(u32, u32), DeviceError> {
+/// The same, variable by variable, in the order of the source.
+///
+/// # Errors
+/// As [`workgroup_bytes`].
+pub fn workgroup_variables(name: &str, source: &str) -> Result<Vec<(String, u32)>, DeviceError> {
+    measure(name, source).map(|(variables, _)| variables)
+}
+
+/// Variables in workgroup memory with their bytes, and number of invocations of an entry point.
+fn measure(name: &str, source: &str) -> Result<(Vec<(String, u32)>, u32), DeviceError> {
     let fail = |reason: String| DeviceError::Program { program: name.into(), reason };
     let module = naga::front::wgsl::parse_str(source).map_err(|e| fail(e.emit_to_string(source)))?;
     let mut validator =
@@ -90,13 +99,13 @@ fn measure(name: &str, source: &str) -> Result<(u32, u32), DeviceError> {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).map_err(|e| fail(e.to_string()))?;
     let used = info.get_entry_point(entry);
-    let bytes = module
+    let variables = module
         .global_variables
         .iter()
         .filter(|(handle, var)| var.space == naga::AddressSpace::WorkGroup && !used[*handle].is_empty())
-        .map(|(_, var)| layouter[var.ty].size.next_multiple_of(16))
-        .sum();
-    Ok((bytes, module.entry_points[entry].workgroup_size.iter().product()))
+        .map(|(_, var)| (var.name.clone().unwrap_or_default(), layouter[var.ty].size.next_multiple_of(16)))
+        .collect();
+    Ok((variables, module.entry_points[entry].workgroup_size.iter().product()))
 }
 
 fn prelude(kernel: &Kernel, variant: &Variant) -> String {

@@ -7,7 +7,7 @@ use super::head::Sweep;
 use super::layer::Block;
 use super::linear::Completion;
 use super::masks::{Masks, Site};
-use super::table::{Table, Visit};
+use super::table::{Pass, Table, Visit};
 use crate::device::{Device, View};
 use crate::program::embedding::{self, Occurrences};
 use crate::program::initial::Initial;
@@ -154,6 +154,7 @@ impl Gpt {
     /// What the device says.
     pub fn forward(&self, fabric: &Fabric, store: &mut Store, visit: Visit) -> Result<()> {
         self.begin(store, visit, true)?;
+        fabric.device().phase(|| visit.phase(Pass::Forward));
         match visit {
             Visit::Embed => (0..self.loaded).try_for_each(|micro| {
                 let x = self.buffer(0, micro);
@@ -185,11 +186,13 @@ impl Gpt {
         self.begin(store, Visit::Head, false)?;
         for micro in 0..self.loaded {
             let sweep = Sweep::new(self, micro, self.input(store, self.config.layers, micro)?);
+            fabric.device().phase(|| Visit::Head.phase(Pass::Forward));
             sweep.forward(fabric, store)?;
             let losses = &self.acts.head.losses;
             cross_entropy::sum(fabric.device(), losses, self.scale, scalars, slot, micro > 0)?;
             if let Some(told) = &mut train {
                 let mut done = Completion { last: micro + 1 == self.loaded, told: &mut **told };
+                fabric.device().phase(|| Visit::Head.phase(Pass::Backward));
                 sweep.backward(fabric, store, self.scale, &mut done)?;
             }
         }
@@ -223,6 +226,7 @@ impl Gpt {
     pub fn backward(&self, fabric: &Fabric, store: &mut Store, visit: Visit, told: Told<'_>) -> Result<()> {
         if visit != Visit::Head {
             self.begin(store, visit, false)?;
+            fabric.device().phase(|| visit.phase(Pass::Backward));
         }
         match visit {
             Visit::Embed => (0..self.loaded).try_for_each(|micro| {

@@ -21,4 +21,4 @@ pub use config::{Config, ModelError, Norm, Residual, Rotation};
 pub use decode::Decoder;
 pub use gpt::{Gpt, Micro, Told};
 pub use presets::{PRESETS, nearest, preset};
-pub use table::{Parameter, Table, Visit};
+pub use table::{Parameter, Pass, Table, Visit};

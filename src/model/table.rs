@@ -15,6 +15,33 @@ pub enum Visit {
     Head,
 }
 
+/// Which way a visit is passed, or that it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// From tokens to the loss.
+    Forward,
+    /// Back from the loss; what was not kept is computed again in it.
+    Backward,
+    /// What the visit owns is updated.
+    Update,
+}
+
+impl Visit {
+    /// What a pass of the visit is called in a ledger.
+    pub fn phase(self, pass: Pass) -> String {
+        let pass = match pass {
+            Pass::Forward => "forward",
+            Pass::Backward => "backward",
+            Pass::Update => "update",
+        };
+        match self {
+            Visit::Embed => format!("embed, {pass}"),
+            Visit::Layer(i) => format!("layer {i}, {pass}"),
+            Visit::Head => format!("head, {pass}"),
+        }
+    }
+}
+
 /// One row of the table.
 #[derive(Clone, Debug)]
 pub struct Parameter {

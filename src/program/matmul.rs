@@ -15,7 +15,7 @@ mod stream;
 use super::schedule::{Block, Fabric, Origin, Round, Routing, Schedule, Source, Stepwise};
 use super::{Case, Fill, Matrix, Program};
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Lane, Launch, Result, Variant, View, read, write};
-use crate::wafer::{self, Cost, Route, Wafer};
+use crate::wafer::{Cost, Product, Route, Wafer, Work};
 use stream::Stream;
 
 /// Depth of one chunk of a contraction on the host. Panels of an operand whose rows are contracted are multiples of it.
@@ -278,14 +278,6 @@ impl<'a> Tiled<'a> {
         (whole(self.product.a), whole(self.product.b))
     }
 
-    /// What the default route costs, in closed form.
-    fn cost(&self, wafer: &Wafer) -> Cost {
-        let pair = |total: u32, block: &str| (u64::from(total), u64::from(self.variant.get(block)));
-        let MatmulParams { m, n, k, .. } = self.params;
-        wafer::Product { m: pair(m, "TM"), n: pair(n, "TN"), k: pair(k, "KB"), elements: self.elements() }
-            .superstep(wafer)
-    }
-
     /// Block (i, j) of C, with its padding.
     fn result(&self, i: u32, j: u32) -> Block {
         let (c, rows, cols) = (self.product.c, self.get("TM"), self.get("TN"));
@@ -351,6 +343,27 @@ impl MatmulParams {
 }
 
 impl Stepwise for Tiled<'_> {
+    fn name(&self) -> &'static str {
+        self.product.form.program().kernel.name
+    }
+
+    fn work(&self) -> Work {
+        let MatmulParams { m, n, k, .. } = self.params;
+        Work::Product { m: m.into(), n: n.into(), k: k.into() }
+    }
+
+    fn cost(&self, wafer: &Wafer) -> Cost {
+        let MatmulParams { m, n, k, .. } = self.params;
+        let block = |size: u32, name: &str| (size.into(), self.variant.get(name).into());
+        Product {
+            m: block(m, "TM"),
+            n: block(n, "TN"),
+            k: block(k, "KB"),
+            elements: self.elements(),
+        }
+        .superstep(wafer)
+    }
+
     fn blocks(&self) -> (u32, u32) {
         (self.params.m.div_ceil(self.variant.get("TM")), self.params.n.div_ceil(self.variant.get("TN")))
     }

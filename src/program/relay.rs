@@ -84,6 +84,15 @@ impl Axis {
         }
     }
 
+    /// Rows and columns of tiles that so many lines of so many blocks are.
+    pub fn blocks(self, wafer: &Wafer, (lines, blocks): (u32, u32)) -> (u32, u32) {
+        match self {
+            Axis::Row => (lines, blocks),
+            Axis::Column => (blocks, lines),
+            Axis::Grid => (blocks.div_ceil(wafer.width), blocks.min(wafer.width)),
+        }
+    }
+
     /// Lines that run side by side, and blocks of a line that do.
     pub fn at_once(self, wafer: &Wafer) -> (u32, u32) {
         match self {

@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::exchange::{Checks, Exchange, Health, Message};
-use super::relay::{Part, Relay};
-use crate::device::{Buffer, Device, Elem, Result};
-use crate::wafer::Wafer;
+use super::relay::{self, Part, Relay};
+use crate::device::{Buffer, Device, Elem, Result, Span};
+use crate::wafer::{Cost, Wafer, Work};
 
 pub use crate::wafer::Round;
 
@@ -61,6 +61,12 @@ pub struct Block {
 
 /// A tile program of several steps, with its operands, ready to be scheduled.
 pub trait Stepwise {
+    /// The name of its kernel.
+    fn name(&self) -> &'static str;
+    /// What it does.
+    fn work(&self) -> Work;
+    /// Its cost in supersteps on a wafer, in closed form.
+    fn cost(&self, wafer: &Wafer) -> Cost;
     /// Rows and columns of blocks: one tile each.
     fn blocks(&self) -> (u32, u32);
     /// Steps of the longest tile.
@@ -182,11 +188,23 @@ impl Fabric {
         if rows == 0 || cols == 0 {
             return Ok(());
         }
+        let span = || Span { program: program.name(), work: program.work(), blocks: (rows, cols) };
+        self.device.span(span, || self.run_all(program, (rows, cols)))
+    }
+
+    fn run_all(&self, program: &dyn Stepwise, (rows, cols): (u32, u32)) -> Result<()> {
         match self.schedule {
             Schedule::Fused => {
                 let all = Round { first_row: 0, first_col: 0, height: rows, width: cols };
                 let state = self.on_wafer().state(0, LEAST_STATE)?;
                 program.launch(&self.device, all, Source::InPlace, 0, program.steps(), &state)
+            }
+            Schedule::Superstep if self.device.is_blank() => {
+                // The first round is the largest.
+                let first = self.wafer.rounds(rows, cols).next();
+                first.map_or(Ok(()), |round| self.on_wafer().reserve(program, round))?;
+                self.device.count(&program.cost(&self.wafer));
+                Ok(())
             }
             Schedule::Superstep => {
                 let mut tiles = self.on_wafer();
@@ -204,11 +222,22 @@ impl Fabric {
         if lines == 0 || blocks == 0 {
             return Ok(());
         }
+        let blocks = program.axis().blocks(&self.wafer, (lines, blocks));
+        let span = || Span { program: program.name(), work: program.work(), blocks };
+        self.device.span(span, || self.relay_all(program, lines))
+    }
+
+    fn relay_all(&self, program: &dyn Relay, lines: u32) -> Result<()> {
         let mut tiles = self.on_wafer();
         match self.schedule {
             Schedule::Fused => {
                 let carry = tiles.state(0, LEAST_STATE)?;
                 program.launch(&self.device, &Part::whole(lines), &carry)
+            }
+            Schedule::Superstep if self.device.is_blank() => {
+                tiles.reserve_carries(program)?;
+                self.device.count(&relay::cost(program, &self.wafer));
+                Ok(())
             }
             Schedule::Superstep => {
                 let band = program.axis().at_once(&self.wafer).0;
@@ -218,8 +247,30 @@ impl Fabric {
         }
     }
 
+    /// Queues a program that schedules itself on the wafer, in supersteps; of a blank device it is only counted.
+    ///
+    /// # Errors
+    /// What `run` says.
+    pub(super) fn scheduled(
+        &self,
+        span: Span,
+        cost: impl FnOnce() -> Cost,
+        run: impl FnOnce(&mut Tiles<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.device.span(
+            || span,
+            || match self.device.is_blank() {
+                true => {
+                    self.device.count(&cost());
+                    Ok(())
+                }
+                false => run(&mut self.on_wafer()),
+            },
+        )
+    }
+
     /// The wafer at work, for one program at a time.
-    pub(super) fn on_wafer(&self) -> Tiles<'_> {
+    fn on_wafer(&self) -> Tiles<'_> {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         Tiles { device: &self.device, wafer: &self.wafer, memory }
     }
@@ -233,6 +284,31 @@ pub(super) struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
+    /// Room for the inboxes and the state of a round.
+    fn reserve(&mut self, program: &dyn Stepwise, round: Round) -> Result<()> {
+        let tiles = round.tiles() as usize;
+        for operand in 0..program.operands() {
+            for turn in 0..(program.steps() as usize).min(program.keeps() + 1) {
+                self.inbox(operand, turn, tiles * program.inbox(operand).0)?;
+            }
+        }
+        self.state(0, tiles * program.state()).map(drop)
+    }
+
+    /// Room for what the tiles of the largest band of a relay hold, are handed, and use.
+    fn reserve_carries(&mut self, program: &dyn Relay) -> Result<()> {
+        let ((lines, blocks), (high, wide)) = (program.extent(), program.axis().at_once(self.wafer));
+        let each = lines.min(high) as usize * program.carry();
+        self.state(0, each)?;
+        if program.gathers().iter().sum::<u32>() > 1 {
+            self.state(1, each)?;
+        }
+        if program.applies() {
+            self.state(2, each * wide.min(blocks) as usize)?;
+        }
+        Ok(())
+    }
+
     /// One round: for each step, what the tiles receive, then the step.
     fn supersteps(&mut self, program: &dyn Stepwise, round: Round) -> Result<()> {
         let tiles = round.tiles() as usize;

@@ -2,7 +2,7 @@
 //! that it can be made again at any time. It must never know how a run is trained.
 
 mod chart;
-mod number;
+pub(super) mod number;
 
 use std::fmt::Write;
 use std::fs;
@@ -182,7 +182,7 @@ fn html(history: &History, config: &toml::Table, known: &Known, samples: &[(Stri
 }
 
 /// The mark: a wafer of tiles.
-const WAFER: &str = "<svg viewBox=\"0 0 44 44\" aria-hidden=\"true\"><g fill=\"currentColor\">\
+pub(super) const WAFER: &str = "<svg viewBox=\"0 0 44 44\" aria-hidden=\"true\"><g fill=\"currentColor\">\
     <rect x=\"13\" y=\"2\" width=\"8\" height=\"8\" rx=\"2\"/><rect x=\"23\" y=\"2\" width=\"8\" height=\"8\" rx=\"2\"/>\
     <rect x=\"3\" y=\"12\" width=\"8\" height=\"8\" rx=\"2\"/><rect x=\"13\" y=\"12\" width=\"8\" height=\"8\" rx=\"2\"/>\
     <rect x=\"23\" y=\"12\" width=\"8\" height=\"8\" rx=\"2\" opacity=\".55\"/><rect x=\"33\" y=\"12\" width=\"8\" height=\"8\" rx=\"2\"/>\
@@ -353,7 +353,7 @@ fn smoothed(steps: &[Step]) -> Vec<(f64, f64)> {
 }
 
 /// Text as HTML.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

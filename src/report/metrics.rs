@@ -187,7 +187,8 @@ impl Observer for Metrics {
             | Event::Dry { .. }
             | Event::Needs(_)
             | Event::Saved { .. }
-            | Event::Stopped { .. } => Ok(()),
+            | Event::Stopped { .. }
+            | Event::Traced { .. } => Ok(()),
         })
     }
 

@@ -6,10 +6,14 @@ pub mod device;
 pub mod history;
 pub mod html;
 pub mod metrics;
+pub mod plan;
 pub mod progress;
 pub mod tensorboard;
+pub mod trace;
 
 use std::path::{Path, PathBuf};
+
+use crate::device::Ledger;
 
 /// A report that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -188,6 +192,15 @@ pub enum Event<'a> {
         /// Of the process, in bytes, where the system tells.
         process_bytes: Option<u64>,
     },
+    /// A step of a run that is traced.
+    Traced {
+        /// Steps done.
+        step: u64,
+        /// When it began and ended, in seconds since the ledger was opened.
+        seconds: (f64, f64),
+        /// What was written down in it.
+        ledger: &'a Ledger,
+    },
     /// The run stops before its last step, as it was told to.
     Stopped {
         /// Steps done.
@@ -217,6 +230,29 @@ pub trait Observer {
     }
     /// The run is over.
     fn finished(&mut self, finish: &Finish) -> Result<()>;
+}
+
+/// Tells whoever is there.
+impl<A: Observer> Observer for Option<A> {
+    fn started(&mut self, start: &Start<'_>) -> Result<()> {
+        self.as_mut().map_or(Ok(()), |a| a.started(start))
+    }
+
+    fn step(&mut self, line: &StepLine) -> Result<()> {
+        self.as_mut().map_or(Ok(()), |a| a.step(line))
+    }
+
+    fn evaluation(&mut self, step: u64, val_loss: f64) -> Result<()> {
+        self.as_mut().map_or(Ok(()), |a| a.evaluation(step, val_loss))
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> Result<()> {
+        self.as_mut().map_or(Ok(()), |a| a.event(event))
+    }
+
+    fn finished(&mut self, finish: &Finish) -> Result<()> {
+        self.as_mut().map_or(Ok(()), |a| a.finished(finish))
+    }
 }
 
 /// Tells the first, then the second.

@@ -131,7 +131,11 @@ impl<W: Write> Observer for Progress<W> {
             Event::Dry { step, grad_norm } => {
                 format!("step {step}: dry, nothing was updated; norm of all gradients {grad_norm}")
             }
-            Event::Traffic { .. } | Event::Saving | Event::Saved { .. } | Event::Memory { .. } => return Ok(()),
+            Event::Traffic { .. }
+            | Event::Saving
+            | Event::Saved { .. }
+            | Event::Memory { .. }
+            | Event::Traced { .. } => return Ok(()),
         };
         match self.terminal && !self.bar.is_hidden() {
             true => self.bar.println(text),

@@ -78,7 +78,8 @@ impl Store {
             None => {
                 let mut bytes = match std::mem::replace(&mut self.cells.all[cell].rest, Rest::Formula) {
                     Rest::Ram(bytes) => bytes,
-                    _ => vec![0; spot.bytes()],
+                    // On a blank device there are no values to be kept.
+                    _ => vec![0; if self.device.is_blank() { 0 } else { spot.bytes() }],
                 };
                 self.device.download_with(&view, &mut |values| encode(values, &mut bytes))?;
                 self.cells.all[cell].rest = Rest::Ram(bytes);

@@ -46,7 +46,8 @@ impl Spilled {
             Spill::None => {}
             Spill::Ram => {
                 let kept = self.memory.entry(number).or_default();
-                kept.resize(matrix.view.len, 0.0);
+                // On a blank device there are no values to be kept.
+                kept.resize(if device.is_blank() { 0 } else { matrix.view.len }, 0.0);
                 device.download_with(&matrix.view, &mut |values| kept.copy_from_slice(values))?;
             }
             Spill::Disk => {

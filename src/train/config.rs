@@ -65,8 +65,8 @@ pub struct Config {
     /// How the tiles are run; both give equal bits
     #[arg(long, value_name = "fused|superstep", default_value = "fused", value_parser = named::<Schedule>)]
     pub schedule: Schedule,
-    /// Tiles of the wafer, width x height
-    #[arg(long, value_name = "WxH", default_value = "8x8")]
+    /// Tiles of the wafer, width x height, or those of a machine: wse1, wse2 or wse3
+    #[arg(long, value_name = "WxH|MACHINE", default_value = "8x8")]
     pub wafer: Grid,
     /// Where the parameters live; all give equal bits
     #[arg(long, value_name = "resident|ram|disk|disk:FOLDER", default_value = "resident")]

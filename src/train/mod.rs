@@ -14,6 +14,7 @@ pub mod logits;
 pub mod needs;
 pub mod optimizer;
 pub mod peaks;
+pub mod plan;
 pub mod rates;
 pub mod resume;
 pub mod run;

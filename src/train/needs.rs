@@ -141,7 +141,7 @@ pub fn needs(config: &Config, setup: &Setup, device: &Device) -> Result<Needs, N
         }
         _ => 0,
     };
-    let folder = nearest(&place(config));
+    let folder = folder(config);
     let free = (setup.placement == Placement::Disk).then(|| RealDisk.available(&folder).ok()).flatten();
     Ok(Needs {
         parameters: Table::new(&setup.model).count(),
@@ -272,6 +272,11 @@ fn place(config: &Config) -> PathBuf {
         Home::Disk(Some(path)) => path.clone(),
         _ => config.out.clone().unwrap_or_else(|| "runs".into()),
     }
+}
+
+/// A folder that is there, on the disk that the store will be on.
+pub fn folder(config: &Config) -> PathBuf {
+    nearest(&place(config))
 }
 
 /// The nearest folder above a path that is there.

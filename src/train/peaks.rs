@@ -54,6 +54,32 @@ pub fn flops(device: &Device) -> Result<f64> {
     Ok(best)
 }
 
+/// Seconds of a block that moves from tile to tile, with its share of the launches between: of a product in supersteps, less
+/// the same product fused.
+///
+/// # Errors
+/// What the device says.
+pub fn message(device: &Device) -> Result<f64> {
+    let side = 256;
+    let matrix = |label: &str| Matrix::new(device, label, side, side);
+    let (a, b, c) = (matrix("peak a")?, matrix("peak b")?, matrix("peak c")?);
+    let product = Matmul { form: Form::NT, a: &a, b: &b, c: &c, bias: None, accumulate: false };
+    let timed = |schedule: Schedule| {
+        let fabric = Fabric::new(device.clone(), schedule, Wafer::new(4, 4));
+        let (mut best, mut moved) = (f64::INFINITY, 0);
+        // The first compiles, and makes inboxes.
+        for _ in 0..5 {
+            let (clock, before) = (Instant::now(), device.counters());
+            run(&fabric, &product)?;
+            device.wait()?;
+            (best, moved) = (best.min(clock.elapsed().as_secs_f64()), device.counters().since(&before).messages);
+        }
+        Ok((best, moved))
+    };
+    let ((stepped, messages), (fused, _)) = (timed(Schedule::Superstep)?, timed(Schedule::Fused)?);
+    Ok((stepped - fused).max(0.0) / messages.max(1) as f64)
+}
+
 /// Bytes a second that the disk of a folder writes and reads past the page cache; `None` where it cannot be tried.
 pub fn disk(folder: &Path) -> Option<f64> {
     const BYTES: usize = 64 << 20;

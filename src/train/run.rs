@@ -107,12 +107,14 @@ pub struct Control<'a> {
     pub stop: &'a AtomicBool,
     /// Saves and stops after so many steps in all, even if more are configured.
     pub stop_after: Option<u64>,
+    /// Tells of every step what ran in it. Each program is then waited for, which is slower.
+    pub traced: bool,
 }
 
 impl Default for Control<'static> {
     fn default() -> Control<'static> {
         static NEVER: AtomicBool = AtomicBool::new(false);
-        Control { disk: &RealDisk, stop: &NEVER, stop_after: None }
+        Control { disk: &RealDisk, stop: &NEVER, stop_after: None, traced: false }
     }
 }
 
@@ -166,6 +168,7 @@ fn go(
     // Safety: the device does not leave this function, and all that gets it launches the programs of this crate alone,
     // through their own functions.
     let device = unsafe { Device::open_trusted(&config.device, config.threads) }?;
+    let device = if control.traced { device.with_ledger() } else { device };
     let terms = Terms::new(config, &model, &corpus, &device);
     let peak_flops = device.run(|| peaks::flops(&device))?;
     let resumed = old.is_some();
@@ -245,7 +248,7 @@ fn request(config: &Config, old: Option<&Folder>) -> Request {
 }
 
 /// The model of a run: that of the folder it begins with, or else the one that is named; the vocabulary may be left open.
-fn model_of(config: &Config, init: Option<&HuggingFace>) -> Result<model::Config, TrainError> {
+pub(super) fn model_of(config: &Config, init: Option<&HuggingFace>) -> Result<model::Config, TrainError> {
     let model = init.map_or_else(|| read_model(&config.model), |init| Ok(init.config().clone()))?;
     Ok(model::Config { dropout: config.dropout.map_or(model.dropout, |rate| rate as f32), ..model })
 }

@@ -140,10 +140,15 @@ impl<'a> Session<'a> {
         let first = step + self.state.batches_skipped;
         let micro: Vec<Micro> = (0..shape.grad_accum).map(|m| batches.batch(first, m).into()).collect();
         let lr = self.rates.lr(step);
+        let device = self.trainer.device().clone();
+        // What ran since the last step was not of this one.
+        device.take_ledger();
+        let begun = device.ledger_seconds();
         let StepResult { loss, grad_norm, skipped } = match self.interrupted.take() {
             Some(interrupted) => self.trainer.complete(&interrupted, lr as f32, &micro)?,
             None => self.trainer.step(step + 1, lr as f32, &micro)?,
         };
+        let (ledger, seconds) = (device.take_ledger(), (begun, device.ledger_seconds()));
         let step_tokens = (shape.batch_size * shape.seq_len * shape.grad_accum) as u64;
         self.state.step += 1;
         self.state.loss = loss.is_finite().then_some(loss.into());
@@ -157,6 +162,9 @@ impl<'a> Session<'a> {
             tokens_per_second: step_tokens as f64 / clock.elapsed().as_secs_f64(),
             skipped,
         })?;
+        if self.control.traced {
+            observer.event(&Event::Traced { step: self.state.step, seconds, ledger: &ledger })?;
+        }
         if let Some(stats) = self.trainer.store().traffic() {
             let traffic = traffic(&stats, clock.elapsed().as_secs_f64());
             observer.event(&Event::Traffic { step: self.state.step, traffic })?;

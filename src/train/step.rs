@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::{Clip, Moment, Optimizer, Updater};
 use crate::device::{Buffer, Device, DeviceError, Elem, View};
-use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Recompute, Shape, Told, Visit};
+use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Pass, Recompute, Shape, Told, Visit};
 use crate::program::Matrix;
 use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS, SLOT_FLOATS, Slots};
 use crate::program::initial::word;
@@ -347,6 +347,7 @@ impl Trainer {
         let slots = Slots::all(self.first_slot[self.first_slot.len() - 1]);
         let clip = self.optimizer.grad_clip;
         if from == 0 {
+            device.phase(|| "norm of the gradient".into());
             grad_norm::finish(&device, &self.partials.all(), slots, clip, &self.scalars.all())?;
         }
         if self.optimizer.clip == Clip::Global {
@@ -383,6 +384,7 @@ impl Trainer {
         let Trainer { fabric, store, model, updater, scalars, partials, .. } = self;
         let (device, scalars) = (fabric.device(), scalars.all());
         store.expect_update(&owned)?;
+        device.phase(|| model.visits()[visit].phase(Pass::Update));
         for &tensor in &owned {
             updater.update(device, store, tensor, moment, &scalars)?;
         }

@@ -8,6 +8,7 @@ use serde::de::value::{Error as TextError, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::store::Placement;
+use crate::wafer::MACHINES;
 
 /// Largest integer that TOML holds.
 pub(super) const MOST: u64 = i64::MAX as u64;
@@ -92,10 +93,13 @@ impl FromStr for Grid {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Grid, String> {
+        if let Some(machine) = MACHINES.into_iter().find(|m| m.name.replace('-', "") == text) {
+            return Ok(Grid { width: machine.width as u32, height: machine.height as u32 });
+        }
         let side = |s: &str| s.parse().ok().filter(|n| (1..=65535).contains(n));
         text.split_once('x')
             .and_then(|(w, h)| Some(Grid { width: side(w)?, height: side(h)? }))
-            .ok_or_else(|| format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535"))
+            .ok_or_else(|| format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535, or wse1, wse2 or wse3"))
     }
 }
 

@@ -424,6 +424,15 @@ impl Attention {
         self.query_heads / self.key_value_heads
     }
 
+    /// Pairs of a query and a key that it sees, of one head and sequence.
+    fn pairs(&self) -> u64 {
+        let seen = |query: usize| match self.causal {
+            true => (self.query_start + query + 1).min(self.key_value_len).min(self.window.unwrap_or(usize::MAX)),
+            false => self.key_value_len,
+        };
+        (0..self.query_len).map(|query| seen(query) as u64).sum()
+    }
+
     fn check(&self, queries: &[&Matrix], keys: &[&Matrix], scalars: &[&Matrix]) -> Result<()> {
         let fail = |what: String| Err(DeviceError::Usage(format!("attention: {what} in {self:?}")));
         if self.head_size == 0 || self.head_size > MAX_HEAD_SIZE {

@@ -7,6 +7,7 @@ use super::{
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Launch, Result, Variant, View};
 use crate::program::Matrix;
 use crate::program::schedule::{Block, Origin, Round, Source, Stepwise};
+use crate::wafer::{self, Cost, Wafer, Work};
 
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +178,44 @@ pub(super) fn extent(kind: Kind, shape: &Attention, params: &AttentionParams, va
 }
 
 impl Stepwise for Pass<'_> {
+    fn name(&self) -> &'static str {
+        self.kernel.name
+    }
+
+    fn work(&self) -> Work {
+        let batch = self.shape.batch as u64;
+        let products = match self.kind {
+            Kind::Forward => 2,
+            Kind::Query => 3,
+            Kind::KeyValue => 4,
+        };
+        Work::Attention {
+            heads: self.shape.query_heads as u64,
+            head_size: self.shape.head_size as u64,
+            rows: batch * self.shape.query_len as u64,
+            pairs: batch * self.shape.pairs(),
+            products,
+        }
+    }
+
+    fn cost(&self, wafer: &Wafer) -> Cost {
+        let Attention { batch, query_heads, key_value_heads, head_size, .. } = *self.shape;
+        let Attention { query_len, key_value_len, query_start, causal, window, .. } = *self.shape;
+        let (own, block) = self.block_rows();
+        let cut = wafer::Attention {
+            batch: batch as u64,
+            heads: (query_heads as u64, key_value_heads as u64),
+            head_size: head_size as u64,
+            query_len: query_len as u64,
+            key_value_len: key_value_len as u64,
+            query_start: query_start as u64,
+            causal,
+            window: window.map(|w| w as u64),
+            rows: (own as u64, block as u64),
+        };
+        if self.kind == Kind::KeyValue { cut.keys_stay(wafer) } else { cut.queries_stay(wafer) }
+    }
+
     fn blocks(&self) -> (u32, u32) {
         let heads = match self.kind {
             Kind::KeyValue => self.shape.key_value_heads,

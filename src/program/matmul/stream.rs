@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use super::{Form, MatmulParams, Tiled};
-use crate::device::{Buffer, Launch, Result};
+use crate::device::{Buffer, Launch, Result, Span};
 use crate::program::Matrix;
 use crate::program::exchange::Message;
 use crate::program::schedule::{Block, Fabric, Stepwise, Tiles};
@@ -79,13 +79,19 @@ impl<'a, 'b> Stream<'a, 'b> {
     pub fn run(&self, fabric: &Fabric) -> Result<()> {
         let ((lines, _, steps), (side, along)) = (self.extent(), self.grid(fabric.wafer()));
         let parts = |len: u32, part: u32| (0..len).step_by(part as usize).map(move |at| at..len.min(at + part));
-        let mut tiles = fabric.on_wafer();
-        for lines in parts(lines, side) {
-            for depth in parts(steps, along) {
-                self.turn(&mut tiles, &Turn { lines: lines.clone(), depth })?;
-            }
-        }
-        Ok(())
+        let span = Span { program: self.tiled.name(), work: self.tiled.work(), blocks: self.tiled.blocks() };
+        fabric.scheduled(
+            span,
+            || self.cost(fabric.wafer()),
+            |tiles| {
+                for lines in parts(lines, side) {
+                    for depth in parts(steps, along) {
+                        self.turn(tiles, &Turn { lines: lines.clone(), depth })?;
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// One turn round the ring for all blocks of the result that belong to some lines.

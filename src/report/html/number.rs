@@ -1,7 +1,7 @@
 //! Numbers as a person reads them. It must never know what they count.
 
 /// For a mark of an axis: short, and exact for round values.
-pub(super) fn tick(value: f64) -> String {
+pub(in crate::report) fn tick(value: f64) -> String {
     let size = value.abs();
     match size {
         0.0 => "0".into(),
@@ -13,7 +13,7 @@ pub(super) fn tick(value: f64) -> String {
 }
 
 /// Five digits that count.
-pub(super) fn short(value: f64) -> String {
+pub(in crate::report) fn short(value: f64) -> String {
     let size = value.abs();
     match size {
         _ if !value.is_finite() => "not finite".into(),
@@ -26,7 +26,7 @@ pub(super) fn short(value: f64) -> String {
 }
 
 /// A count, its thousands apart.
-pub(super) fn count(value: u64) -> String {
+pub(in crate::report) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -39,7 +39,7 @@ pub(super) fn count(value: u64) -> String {
 }
 
 /// A time: `8.4 s`, `3 min 20 s`, `2 h 05 min`.
-pub(super) fn time(seconds: f64) -> String {
+pub(in crate::report) fn time(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match seconds {
         ..60.0 => format!("{seconds:.1} s"),

@@ -5,10 +5,11 @@ use super::Step;
 use crate::model::{Config, Micro, PRESETS, Recompute, Shape};
 use crate::program::cross_entropy::IGNORE;
 use crate::program::initial::{normal, word};
-use crate::program::schedule::Fabric;
+use crate::program::schedule::{Fabric, Schedule};
 use crate::store::Role;
 use crate::train::step::{Gradients, SetupError};
 use crate::train::{Setup, Trainer};
+use crate::wafer::Wafer;
 
 /// GPT-2's family has no tiny among the presets: its small ones are for use.
 const GPT2: &str = "layers = 2\nheads = 3\nd_model = 84\ncontext = 37\nvocab_size = 211\n";
@@ -21,22 +22,22 @@ pub fn steps() -> Vec<Step> {
     models().into_iter().map(of).collect()
 }
 
-fn models() -> Vec<Config> {
+/// The tiny of each family.
+pub fn models() -> Vec<Config> {
     let tiny = PRESETS.iter().filter(|(name, _)| name.ends_with("-tiny"));
     let parsed = |(name, text): &(&str, &str)| Config::parse(name, text).expect("a preset is a model");
     std::iter::once(&("gpt2-tiny", GPT2)).chain(tiny).map(parsed).collect()
 }
 
+/// What a step of a model is made of, on a fabric.
+pub fn setup(config: &Config, schedule: Schedule, wafer: Wafer) -> Setup {
+    Setup { seed: SEED, schedule, wafer, recompute: Recompute::None, ..Setup::new(config.clone(), SHAPE) }
+}
+
 /// Loss and every gradient of one step of a model, before any update, on the device of a fabric, by its schedule and on its
 /// grid.
 fn step(config: &Config, fabric: &Fabric) -> Result<Gradients, SetupError> {
-    let setup = Setup {
-        seed: SEED,
-        schedule: fabric.schedule(),
-        wafer: fabric.wafer().clone(),
-        recompute: Recompute::None,
-        ..Setup::new(config.clone(), SHAPE)
-    };
+    let setup = setup(config, fabric.schedule(), fabric.wafer().clone());
     let mut trainer = Trainer::new(fabric.device().clone(), setup)?;
     for tensor in 0..trainer.store().tensors().len() {
         let mut weights = trainer.store().read(tensor, Role::Weight)?;
@@ -49,7 +50,7 @@ fn step(config: &Config, fabric: &Fabric) -> Result<Gradients, SetupError> {
 }
 
 /// Random tokens; every tenth target does not count.
-fn batches(vocabulary: u32) -> Vec<Micro> {
+pub fn batches(vocabulary: u32) -> Vec<Micro> {
     let ids = |key: u64| (0..SHAPE.rows() as u64).map(move |i| word(key, i) % vocabulary);
     let micro = |m: u64| Micro {
         inputs: ids(2 * m).collect(),
