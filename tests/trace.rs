@@ -149,7 +149,8 @@ fn a_trace_holds_every_run_and_sums_to_the_ledger() {
     // Two micro-batches turn at the head, each forward and backward.
     assert_eq!(of("visit").iter().filter(|e| e["name"] == "head, backward").count(), 2);
     // Every event lies inside the step, and those of one kind follow each other.
-    let time = |e: &serde_json::Value| (e["ts"].as_f64().unwrap(), e["ts"].as_f64().unwrap() + e["dur"].as_f64().unwrap());
+    let time =
+        |e: &serde_json::Value| (e["ts"].as_f64().unwrap(), e["ts"].as_f64().unwrap() + e["dur"].as_f64().unwrap());
     let (begun, ended) = time(step);
     for kind in ["visit", "program"] {
         let times: Vec<(f64, f64)> = of(kind).into_iter().map(time).collect();

@@ -30,7 +30,8 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = plan::of(&args.config)?;
     if let Some(path) = &args.html {
-        std::fs::write(path, plan.html()).with_context(|| format!("--html {}: cannot write the page", path.display()))?;
+        std::fs::write(path, plan.html())
+            .with_context(|| format!("--html {}: cannot write the page", path.display()))?;
         eprintln!("the page is {}", path.display());
     }
     let text = if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { plan.text() };

@@ -355,13 +355,7 @@ impl Stepwise for Tiled<'_> {
     fn cost(&self, wafer: &Wafer) -> Cost {
         let MatmulParams { m, n, k, .. } = self.params;
         let block = |size: u32, name: &str| (size.into(), self.variant.get(name).into());
-        Product {
-            m: block(m, "TM"),
-            n: block(n, "TN"),
-            k: block(k, "KB"),
-            elements: self.elements(),
-        }
-        .superstep(wafer)
+        Product { m: block(m, "TM"), n: block(n, "TN"), k: block(k, "KB"), elements: self.elements() }.superstep(wafer)
     }
 
     fn blocks(&self) -> (u32, u32) {

@@ -11,7 +11,8 @@ use super::{Event, Finish, Observer, ReportError, Result, Start, StepLine};
 use crate::device::{Ledger, Run};
 
 /// What a traced run says to a person beforehand.
-pub const SLOWER: &str = "traced: each program is waited for before the next, which is slower than a run without --trace";
+pub const SLOWER: &str =
+    "traced: each program is waited for before the next, which is slower than a run without --trace";
 
 /// A trace in the making. It is written whole, at the end.
 pub struct Trace {
@@ -60,11 +61,11 @@ impl Trace {
         let about: serde_json::Map<String, Value> =
             self.about.iter().map(|(name, value)| ((*name).into(), json!(value))).collect();
         let device = self.about.iter().find(|(name, _)| *name == "device").map_or("a device", |(_, value)| value);
-        let named = |what: &str, name: &str| {
-            json!({ "ph": "M", "pid": PROCESS, "tid": TRACK, "name": what, "args": { "name": name } })
-        };
-        let mut events =
-            vec![named("process_name", &format!("gaufre on {device}")), named("thread_name", "steps, visits, programs")];
+        let named = |what: &str, name: &str| json!({ "ph": "M", "pid": PROCESS, "tid": TRACK, "name": what, "args": { "name": name } });
+        let mut events = vec![
+            named("process_name", &format!("gaufre on {device}")),
+            named("thread_name", "steps, visits, programs"),
+        ];
         events.extend(self.events.iter().cloned());
         json!({ "displayTimeUnit": "ms", "otherData": about, "traceEvents": events })
     }

@@ -70,7 +70,8 @@ pub fn of(config: &Config) -> Result<told::Plan, TrainError> {
     let model = if open { model.with_vocabulary(OPEN_VOCABULARY)? } else { model };
     let shape = config.shape(model.context)?;
     let device = Device::open(&config.device, config.threads)?;
-    let setup = run::setup(config, model, shape, &device);
+    let tiles = config.wafer.wafer(config.defects.as_ref(), &model, &shape)?;
+    let setup = run::setup(config, model, shape, tiles, &device);
     let needs = needs::needs(config, &setup, &device)?;
     let machine = machine(&setup);
     let plans = Counts::of(&device, &setup)?;
@@ -123,7 +124,9 @@ struct Counts {
 impl Counts {
     fn of(device: &Device, setup: &Setup) -> Result<Counts, SetupError> {
         let limits = Limits { binding_bytes: u64::MAX, buffer_bytes: u64::MAX, ..device.limits().clone() };
-        let on = |class: Class, setup: &Setup| Ok::<_, SetupError>(count(&Device::blank(class, limits.clone()), setup)?.later);
+        let on = |class: Class, setup: &Setup| {
+            Ok::<_, SetupError>(count(&Device::blank(class, limits.clone()), setup)?.later)
+        };
         let one = Shape { micro_batches: 1, ..setup.shape };
         let whole = Setup {
             shape: one,
@@ -182,8 +185,24 @@ fn asked(config: &Config) -> Vec<(&'static str, String)> {
         Some((name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     };
     const NAMES: [&str; 18] = [
-        "model", "init", "wafer", "schedule", "device", "batch-size", "seq-len", "grad-accum", "store", "in-place",
-        "device-memory", "param-dtype", "master-weights", "optimizer", "state-dtype", "clip", "recompute", "spill",
+        "model",
+        "init",
+        "wafer",
+        "schedule",
+        "device",
+        "batch-size",
+        "seq-len",
+        "grad-accum",
+        "store",
+        "in-place",
+        "device-memory",
+        "param-dtype",
+        "master-weights",
+        "optimizer",
+        "state-dtype",
+        "clip",
+        "recompute",
+        "spill",
     ];
     NAMES.into_iter().filter_map(told).collect()
 }
@@ -280,7 +299,13 @@ fn largest(config: &Config, setup: &Setup, device: &Device, machine: &Machine, s
 fn last(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
     let (mut good, mut bad) = (0, most + 1);
     while good + 1 < bad {
-        let next = if good == 0 { 1 } else if bad > most { (2 * good).min(most) } else { good + (bad - good) / 2 };
+        let next = if good == 0 {
+            1
+        } else if bad > most {
+            (2 * good).min(most)
+        } else {
+            good + (bad - good) / 2
+        };
         if fits(next) {
             good = next;
             if next == most {
@@ -333,7 +358,8 @@ fn programs(counts: &Counts) -> Vec<told::Program> {
 fn map(ledger: &Ledger, machine: &Machine, sram: &[told::Sram]) -> told::Map {
     let mut played: Vec<(&str, told::Played)> = Vec::new();
     for run in ledger.runs.iter().filter(|run| !matches!(run.work, Work::Local { .. })) {
-        let (blocks, work) = ((run.blocks.0.into(), run.blocks.1.into()), (run.work.macs() + run.work.operations()) as f64);
+        let (blocks, work) =
+            ((run.blocks.0.into(), run.blocks.1.into()), (run.work.macs() + run.work.operations()) as f64);
         match played.iter_mut().find(|(program, p)| *program == run.program && p.blocks == blocks) {
             Some((_, p)) => p.work += work,
             None => {
@@ -349,10 +375,8 @@ fn map(ledger: &Ledger, machine: &Machine, sram: &[told::Sram]) -> told::Map {
 /// A step on the wafer: what a micro-batch does in each visit, and the weights that pass for it.
 fn on_wafer(setup: &Setup, machine: &Machine, micro: &Ledger) -> told::OnWafer {
     let table = Table::new(&setup.model);
-    let visits: Vec<Visit> = std::iter::once(Visit::Embed)
-        .chain((0..setup.model.layers).map(Visit::Layer))
-        .chain([Visit::Head])
-        .collect();
+    let visits: Vec<Visit> =
+        std::iter::once(Visit::Embed).chain((0..setup.model.layers).map(Visit::Layer)).chain([Visit::Head]).collect();
     let streamed = |visit: &Visit| {
         let owned: u64 = table.owned(*visit).map(|i| table.parameters[i].count()).sum();
         // A tied head has the table pass a second time.

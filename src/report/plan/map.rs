@@ -92,7 +92,8 @@ mod tests {
                 }
             }
             let most = work.iter().flatten().copied().fold(0.0, f64::max);
-            let at = |borders: &[u64], place: u64| borders.windows(2).position(|b| (b[0]..b[1]).contains(&place)).unwrap();
+            let at =
+                |borders: &[u64], place: u64| borders.windows(2).position(|b| (b[0]..b[1]).contains(&place)).unwrap();
             for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
                 let (row, column) = (at(&map.rows, y), at(&map.columns, x));
                 let wanted = (work[y as usize][x as usize] / most, sram[y as usize][x as usize]);

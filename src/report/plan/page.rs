@@ -189,7 +189,8 @@ fn bars(bars: &[Bar]) -> String {
             format!("<i class=\"{class}\" style=\"width:{share:.2}%\" title=\"{}\"></i>", escaped(words))
         };
         let segments: String = bar.segments.iter().map(segment).collect();
-        let about = if bar.about.is_empty() { String::new() } else { format!("<small>{}</small>", escaped(&bar.about)) };
+        let about =
+            if bar.about.is_empty() { String::new() } else { format!("<small>{}</small>", escaped(&bar.about)) };
         let _ = writeln!(
             out,
             "<span class=\"name\">{}</span><span class=\"bar\">{segments}</span><span class=\"value\">{}{about}</span>",
@@ -290,7 +291,8 @@ fn sram(plan: &Plan) -> String {
     let tile = plan.wafer.tile_sram_bytes as f64;
     let (used, unused): (Vec<&Sram>, Vec<&Sram>) = plan.sram.iter().partition(|sram| sram.total > 0);
     let bar = |sram: &&Sram| {
-        let part = |name: &str, class, size: u32| (class, f64::from(size) / tile, format!("{name}: {}", count(size.into())));
+        let part =
+            |name: &str, class, size: u32| (class, f64::from(size) / tile, format!("{name}: {}", count(size.into())));
         let mut segments: Vec<_> = sram.variables.iter().map(|(name, size)| part(name, "", *size)).collect();
         if sram.kept > 0 {
             segments.push(part("accumulators and state", "kept", sram.kept));

@@ -148,7 +148,8 @@ fn kept(plan: &Plan) -> String {
 }
 
 fn tensors(plan: &Plan) -> String {
-    let mut rows = vec![["tensor", "shape", "number", "bytes", "blocks of", "on tiles", "on a tile"].map(str::to_owned)];
+    let mut rows =
+        vec![["tensor", "shape", "number", "bytes", "blocks of", "on tiles", "on a tile"].map(str::to_owned)];
     let by = |(a, b): (u64, u64)| format!("{a} x {b}");
     rows.extend(plan.tensors.iter().map(|tensor: &Tensor| {
         [
@@ -198,7 +199,8 @@ mod tests {
     #[test]
     fn times_have_three_digits() {
         let shown = [0.0, 3.2e-8, 1.53e-5, 0.0123, 0.5, 7.0, 59.96, 500.0, 1234.0, 99_000.0].map(seconds);
-        let wanted = ["0", "32.0 ns", "15.3 us", "12.3 ms", "500 ms", "7.00 s", "60.0 s", "500 s", "20.6 min", "27.5 h"];
+        let wanted =
+            ["0", "32.0 ns", "15.3 us", "12.3 ms", "500 ms", "7.00 s", "60.0 s", "500 s", "20.6 min", "27.5 h"];
         assert_eq!(shown, wanted);
     }
 
