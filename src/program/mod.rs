@@ -8,6 +8,7 @@ pub mod activation;
 pub mod adafactor;
 pub mod adamw;
 pub mod attention;
+mod chain;
 pub mod check;
 pub mod column_sum;
 pub mod cross_entropy;
