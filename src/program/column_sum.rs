@@ -8,6 +8,7 @@ use super::{Case, EPS, Fill, Matrix, Program, launch};
 use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
+use std::ops::Range;
 
 crate::params! {
     /// Parameters; places in quads of four floats.
@@ -115,41 +116,51 @@ fn host(args: &mut Args<'_, f32>) {
     let p: ColumnSumParams = args.params();
     let (dy, sum, rows) = (args.read(0), args.write(1), Rows { rows: p.rows, quads: p.quads });
     let sum = rows.row_mut(sum, (p.sum_offset, 0), 0);
-    reduce_columns(rows, sum, p.accumulate == 1, |r, totals| {
+    let mut totals = vec![0.0f32; sum.len()];
+    reduce_columns(0..p.rows, &mut totals, |r, sums| {
         let row = rows.row(dy, (p.dy_offset, p.dy_stride), r);
-        totals.iter_mut().zip(row).for_each(|(total, x)| *total += x);
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
     });
+    settle(sum, &totals, p.accumulate == 1);
 }
 
-/// Rows of one block of the host reduce: the division never depends on the number of threads.
-const HOST_BLOCK: u32 = 64;
+/// Rows that a tile of a column relay owns, and rows of one block of the host reduce: the division never depends on the
+/// number of threads, and a cut between tiles is one between blocks.
+pub(super) const BLOCK_ROWS: u32 = 64;
 
-/// `sum (+)= sum over rows`: `add_row(r, totals)` adds what row r contributes. Blocks of rows are summed in parallel, each
-/// in order, into a row of partial sums each; those are added in order.
+/// Adds to `totals`, one element a column, what `rows` contribute: `add_row(r, sums)` adds that of row r to such a row. Blocks of
+/// [`BLOCK_ROWS`] rows are summed in parallel, each in order; their sums are added to the totals in order. So a range that
+/// begins with a block goes on with the totals of the rows before it as if there had been no cut.
 #[inline(always)]
-pub(super) fn reduce_columns(rows: Rows, sum: &mut [f32], accumulate: bool, add_row: impl Fn(u32, &mut [f32]) + Sync) {
-    let arch = pulp::Arch::new();
-    let mut partial = vec![0.0f32; rows.rows.div_ceil(HOST_BLOCK) as usize * sum.len()];
-    partial.par_chunks_mut(sum.len()).enumerate().for_each(|(block, totals)| {
-        let first = block as u32 * HOST_BLOCK;
-        arch.dispatch(Block { rows: first..rows.rows.min(first + HOST_BLOCK), totals, add_row: &add_row });
-    });
-    let (first, rest) = partial.split_at_mut(sum.len());
-    for block in rest.chunks(sum.len()) {
-        first.iter_mut().zip(block).for_each(|(total, x)| *total += x);
+pub(super) fn reduce_columns(rows: Range<u32>, totals: &mut [f32], add_row: impl Fn(u32, &mut [f32]) + Sync) {
+    assert!(rows.start.is_multiple_of(BLOCK_ROWS), "rows {rows:?} begin inside a block");
+    if totals.is_empty() {
+        return;
     }
-    if accumulate {
-        sum.iter_mut().zip(first).for_each(|(sum, total)| *sum += *total);
-    } else {
-        sum.copy_from_slice(first);
+    let arch = pulp::Arch::new();
+    let blocks = rows.len().div_ceil(BLOCK_ROWS as usize);
+    let mut partial = vec![0.0f32; blocks * totals.len()];
+    partial.par_chunks_mut(totals.len()).enumerate().for_each(|(block, sums)| {
+        let first = rows.start + block as u32 * BLOCK_ROWS;
+        arch.dispatch(Block { rows: first..rows.end.min(first + BLOCK_ROWS), sums, add_row: &add_row });
+    });
+    for sums in partial.chunks(totals.len()) {
+        totals.iter_mut().zip(sums).for_each(|(total, x)| *total += x);
+    }
+}
+
+/// `sum (+)= totals`, at the end of a reduce.
+pub(super) fn settle<F: Real>(sum: &mut [F], totals: &[F], accumulate: bool) {
+    for (sum, &total) in sum.iter_mut().zip(totals) {
+        *sum = if accumulate { *sum + total } else { total };
     }
 }
 
 /// One block of a column reduce. A type of its own, not a closure: the shim through which a closure is called need not be
 /// inlined, and then it stays scalar code.
 struct Block<'a, F> {
-    rows: std::ops::Range<u32>,
-    totals: &'a mut [f32],
+    rows: Range<u32>,
+    sums: &'a mut [f32],
     add_row: &'a F,
 }
 
@@ -159,7 +170,7 @@ impl<F: Fn(u32, &mut [f32])> pulp::NullaryFnOnce for Block<'_, F> {
     #[inline(always)]
     fn call(self) {
         for r in self.rows {
-            (self.add_row)(r, self.totals);
+            (self.add_row)(r, self.sums);
         }
     }
 }
