@@ -187,7 +187,7 @@ impl Gpt {
             let sweep = Sweep::new(self, micro, self.input(store, self.config.layers, micro)?);
             sweep.forward(fabric, store)?;
             let losses = &self.acts.head.losses;
-            cross_entropy::sum(fabric.device(), losses, self.scale, scalars, slot, micro > 0)?;
+            cross_entropy::sum(fabric, losses, self.scale, scalars, slot, micro > 0)?;
             if let Some(told) = &mut train {
                 let mut done = Completion { last: micro + 1 == self.loaded, told: &mut **told };
                 sweep.backward(fabric, store, self.scale, &mut done)?;

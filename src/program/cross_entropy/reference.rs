@@ -69,7 +69,8 @@ pub(super) fn sum<F: Real>(args: &mut Args<'_, F>) {
     let (losses, scalars, carry) = (&args.read(0)[p.losses_offset as usize..], args.write(1), args.write(2));
     for tile in 0..args.groups as usize {
         let span = cut.span(tile, p.rows);
-        let total = &mut cut.slot(carry, &mut [F::zero()], tile, slot)[0];
+        let mut own = [F::zero()];
+        let total = &mut cut.slot(carry, &mut own, tile, slot)[0];
         let before = if span.begins() { F::zero() } else { *total };
         *total = losses[span.from..span.to].iter().fold(before, |sum, &x| sum + x);
         if span.ends {
@@ -87,7 +88,8 @@ pub(super) fn backward<F: Real>(args: &mut Args<'_, F>) {
     for tile in 0..args.groups as usize {
         let span = cut.span(tile, quads(p.cols));
         let row = &mut logits[4 * p.row_quads as usize * span.line..][..4 * p.row_quads as usize];
-        let lse = &mut cut.slot(carry, &mut [F::zero()], tile, 1)[0];
+        let mut own = [F::zero()];
+        let lse = &mut cut.slot(carry, &mut own, tile, 1)[0];
         if cut.runs(0) {
             *lse = state[span.line * STATE_STRIDE];
         }
