@@ -17,23 +17,23 @@ fn column_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nw
     }
     let q = (p.first_line + group / p.blocks) * QUADS + lane % QUADS;
     let slot = lane / QUADS;
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let to = min(from + p.block_len, p.rows);
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, p.rows);
     // Columns past the last take part in the barriers only.
-    let rows = select(0u, to, q < p.quads);
+    let rows = select(0u, end, q < p.quads);
     var total = vec4<f32>(0.0);
-    if (from > 0u) {
+    if (begin > 0u) {
         total = carry[group * WG + lane];
     }
     // A slot takes blocks by their place in the column, wherever it is cut.
-    for (var block = from + (slot * BLOCK - from) % (SLOTS * BLOCK); block < rows; block += SLOTS * BLOCK) {
+    for (var block = begin + (slot * BLOCK - begin) % (SLOTS * BLOCK); block < rows; block += SLOTS * BLOCK) {
         var part = vec4<f32>(0.0);
         for (var row = block; row < min(block + BLOCK, rows); row++) {
             part += dy[p.dy_offset + row * p.dy_stride + q];
         }
         total += part;
     }
-    if (to < p.rows) {
+    if (end < p.rows) {
         carry[group * WG + lane] = total;
         return;
     }

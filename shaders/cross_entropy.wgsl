@@ -33,10 +33,10 @@ fn cross_entropy_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wor
     }
     let row = p.first_line + group / p.blocks;
     let quads = (p.cols + 3u) / 4u;
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let to = min(from + p.block_len, quads);
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, quads);
     // A lane takes quads by their place in the row, wherever it is cut.
-    let first = from + (lane - from) % WG;
+    let first = begin + (lane - begin) % WG;
     let start = p.offset + row * p.row_quads;
     let at = p.state_offset + row * STATE;
     // A tile carries a vec4 a lane, then what it knows of the row: maximum, sum, target's logit, largest bits.
@@ -46,7 +46,7 @@ fn cross_entropy_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wor
 
     if ((p.passes & 1u) != 0u) {
         var m4 = vec4<f32>(NONE);
-        if (from > 0u) {
+        if (begin > 0u) {
             m4 = carry[slot + lane];
             known = carry[slot + WG];
             worst = bitcast<u32>(known.w);
@@ -54,7 +54,7 @@ fn cross_entropy_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wor
             known = vec4<f32>(state[at], state[at + 1u], state[at + 2u], 0.0);
         }
         var bits4 = vec4<u32>(worst);
-        for (var q = first; q < to; q += WG) {
+        for (var q = first; q < end; q += WG) {
             // Padding is zero: finite.
             let x = logits[start + q];
             bits4 = max(bits4, bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu));
@@ -71,7 +71,7 @@ fn cross_entropy_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wor
             workgroupBarrier();
         }
         worst = largest[0];
-        if (to == quads) {
+        if (end == quads) {
             var m = partial[0];
             if (p.first == 0u) {
                 m = max(m, known.x);
@@ -93,24 +93,24 @@ fn cross_entropy_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wor
         if (p.carried == 1u) {
             known = carry[slot + WG];
             worst = bitcast<u32>(known.w);
-            if (from > 0u) {
+            if (begin > 0u) {
                 s4 = carry[slot + lane];
             }
         }
         let m = known.x;
-        for (var q = first; q < to; q += WG) {
+        for (var q = first; q < end; q += WG) {
             s4 += select(vec4<f32>(0.0), exp(logits[start + q] - m), live(q));
         }
         if (lane == 0u) {
             let column = targets[row] - p.first_col;
             let inside = targets[row] != IGNORE && targets[row] >= p.first_col && column < p.cols;
-            if (inside && column / 4u >= from && column / 4u < to) {
+            if (inside && column / 4u >= begin && column / 4u < end) {
                 known.z = logits[start + column / 4u][column % 4u];
             }
         }
         partial[lane] = (s4.x + s4.y) + (s4.z + s4.w);
         workgroupBarrier();
-        if (to < quads) {
+        if (end < quads) {
             carry[slot + lane] = s4;
             if (lane == 0u) {
                 carry[slot + WG] = vec4<f32>(known.xyz, bitcast<f32>(worst));
@@ -173,16 +173,16 @@ fn cross_entropy_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     if (group >= p.groups) {
         return;
     }
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let to = min(from + p.block_len, p.rows);
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, p.rows);
     var sum = 0.0;
-    if (from > 0u) {
+    if (begin > 0u) {
         sum = carry[group * WG + lane];
     }
-    for (var i = from + (lane - from) % WG; i < to; i += WG) {
+    for (var i = begin + (lane - begin) % WG; i < end; i += WG) {
         sum += losses[p.losses_offset + i];
     }
-    if (to < p.rows) {
+    if (end < p.rows) {
         carry[group * WG + lane] = sum;
         return;
     }
@@ -212,8 +212,8 @@ fn cross_entropy_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wo
     if (group < p.groups) {
         let row = p.first_line + group / p.blocks;
         let start = p.offset + row * p.row_quads;
-        let from = (p.first_block + group % p.blocks) * p.block_len;
-        let to = min(from + p.block_len, (p.cols + 3u) / 4u);
+        let begin = (p.first_block + group % p.blocks) * p.block_len;
+        let end = min(begin + p.block_len, (p.cols + 3u) / 4u);
         var lse = 0.0;
         if ((p.passes & 1u) != 0u) {
             lse = state[p.state_offset + row * STATE];
@@ -229,7 +229,7 @@ fn cross_entropy_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wo
         let ignored = targets[row] == IGNORE;
         // Wraps to a column that is never met when the target lies in another chunk.
         let hit = targets[row] - p.first_col;
-        for (var q = from + lane; q < to; q += WG) {
+        for (var q = begin + lane; q < end; q += WG) {
             let columns = vec4<u32>(4u * q) + vec4<u32>(0u, 1u, 2u, 3u);
             let onehot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(hit));
             let gradient = (exp(logits[start + q] - lse) - onehot) * p.scale;

@@ -59,26 +59,26 @@ fn grad_norm_finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgrou
     if (group >= p.groups) {
         return;
     }
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let to = min(from + p.block_len, p.slots);
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, p.slots);
     // A tile carries three sums for each lane.
     let held = 3u * (group * WG + lane);
     var sum = 0.0;
     var norm_sum = 0.0;
     var count = 0.0;
-    if (from > 0u) {
+    if (begin > 0u) {
         sum = carry[held];
         norm_sum = carry[held + 1u];
         count = carry[held + 2u];
     }
     // A lane takes slots by their place in the line, wherever it is cut.
-    for (var i = from + (lane - from) % WG; i < to; i += WG) {
+    for (var i = begin + (lane - begin) % WG; i < end; i += WG) {
         let square = partials[2u * (p.first + i)];
         sum += square;
         norm_sum += select(0.0, square, i < p.norm_slots);
         count += partials[2u * (p.first + i) + 1u];
     }
-    if (to < p.slots) {
+    if (end < p.slots) {
         carry[held] = sum;
         carry[held + 1u] = norm_sum;
         carry[held + 2u] = count;

@@ -1,7 +1,8 @@
-//! The fabric, on products and, in a module of its own, on attention: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
+//! The fabric, on products and, in modules of their own, on attention and on relays: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
 //! device counts is the wafer's closed form.
 
 mod attention;
+pub mod relay;
 
 use crate::program::matmul::{bits, operands, product};
 use crate::rig;

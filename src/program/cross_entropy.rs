@@ -198,7 +198,7 @@ pub static SUM: Program = Program {
     },
     bound: bound::sum,
     cases: cases::sum,
-    fault: ("i < to", "i + 1u < to"),
+    fault: ("i < end", "i + 1u < end"),
 };
 
 /// Turns logits into their gradient, in place: bindings targets, state, logits, carry.

@@ -67,7 +67,14 @@ pub(super) fn finish() -> Vec<Case> {
 
 pub(super) fn sum() -> Vec<Case> {
     let case = |(rows, accumulate): (usize, u32)| {
-        let params = SumParams { rows: rows as u32, losses_offset: 2, slot: 3, accumulate, scale: 0.013, ..bytemuck::Zeroable::zeroed() };
+        let params = SumParams {
+            rows: rows as u32,
+            losses_offset: 2,
+            slot: 3,
+            accumulate,
+            scale: 0.013,
+            ..bytemuck::Zeroable::zeroed()
+        };
         let losses = Fill::Normal { rows: 1, cols: rows + 2, stride: rows + 2, scale: 1.0, mean: 8.0 };
         Case {
             label: format!("{rows} losses{}", if accumulate == 1 { ", accumulated" } else { "" }),
@@ -82,7 +89,15 @@ pub(super) fn backward() -> Vec<Case> {
     let case = |(rows, cols, first_col, _)| {
         let row_quads = Matrix::stride_for(cols) as u32 / 4;
         let state_offset = STATE_STRIDE as u32;
-        let params = BackwardParams { cols: cols as u32, row_quads, offset: 0, state_offset, first_col, scale: 0.037, ..bytemuck::Zeroable::zeroed() };
+        let params = BackwardParams {
+            cols: cols as u32,
+            row_quads,
+            offset: 0,
+            state_offset,
+            first_col,
+            scale: 0.037,
+            ..bytemuck::Zeroable::zeroed()
+        };
         Case {
             label: format!("{rows}x{cols} from {first_col}"),
             fills: vec![target_words(rows, cols, first_col), state_floats(rows, true), logits_fill(rows, cols), CARRY],

@@ -140,7 +140,8 @@ pub(super) fn backward(args: &mut Args<'_, f32>) {
     }
     let carry = &*carry;
     logits.par_chunks_mut(stride).zip(targets).enumerate().for_each(|(line, (row, &target))| {
-        for tile in line * blocks..(line + 1) * blocks {
+        for block in 0..blocks {
+            let tile = line * blocks + block;
             let span = cut.span(tile, quads(p.cols));
             let lse = if cut.carried == 1 { carry[tile] } else { state[line * STATE_STRIDE] };
             let (from, to) = (4 * span.from, cols.min(4 * span.to));

@@ -1,7 +1,9 @@
 //! The plain references of the cross-entropy, at any float. A tile carries running numbers: one chain a row.
 
 use super::super::chain::Cut;
-use super::{BackwardParams, FinishParams, ForwardParams, IGNORE, NONE, STATE_STRIDE, SumParams, column, quads, row_carry};
+use super::{
+    BackwardParams, FinishParams, ForwardParams, IGNORE, NONE, STATE_STRIDE, SumParams, column, quads, row_carry,
+};
 use crate::device::{Args, Real};
 
 pub(super) fn forward<F: Real>(args: &mut Args<'_, F>) {
@@ -19,7 +21,8 @@ pub(super) fn forward<F: Real>(args: &mut Args<'_, F>) {
         let [m, s, t, bad, m_before, ..] = cut.slot(carry, &mut own, tile, slot) else { unreachable!() };
         if cut.runs(0) {
             if span.begins() {
-                let [m0, s0, t0] = if p.first == 1 { [F::of(NONE), F::zero(), F::of(NONE)] } else { [state[0], state[1], state[2]] };
+                let [m0, s0, t0] =
+                    if p.first == 1 { [F::of(NONE), F::zero(), F::of(NONE)] } else { [state[0], state[1], state[2]] };
                 (*m, *s, *t, *bad, *m_before) = (m0, s0, t0, F::zero(), m0);
             }
             for &x in &row[from..to] {
