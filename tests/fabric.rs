@@ -1,8 +1,9 @@
-//! The fabric, on products and, in a module of its own, on attention: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
+//! The fabric, on products and, in modules of their own, on attention and on relays: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
 //! device counts is the wafer's closed form.
 
 mod attention;
 mod faults;
+pub mod relay;
 mod stream;
 
 use crate::program::matmul::{bits, operands, product};

@@ -221,7 +221,7 @@ fn backward_bias(
     if let Some(bias) = layer.bias {
         store.begin_operation();
         let (gradient, fresh) = store.gradient(bias, VECTOR)?;
-        column_sum::run(fabric.device(), dy, &gradient, !fresh)?;
+        column_sum::run(fabric, dy, &gradient, !fresh)?;
         done.panel(store, bias, VECTOR)?;
     }
     Ok(())

@@ -9,6 +9,7 @@ pub mod adafactor;
 pub mod adamw;
 pub mod all_reduce;
 pub mod attention;
+mod chain;
 pub mod check;
 pub mod column_sum;
 pub mod cross_entropy;

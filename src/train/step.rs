@@ -357,7 +357,7 @@ impl Trainer {
         let clip = self.optimizer.grad_clip;
         if from == 0 {
             device.phase(|| "norm of the gradient".into());
-            grad_norm::finish(&device, &self.partials.all(), slots, clip, &self.scalars.all())?;
+            grad_norm::finish(&self.fabric, &self.partials.all(), slots, clip, &self.scalars.all())?;
         }
         if self.optimizer.clip == Clip::Global {
             for visit in from..self.model.visits().len() {
@@ -380,7 +380,7 @@ impl Trainer {
         let finite = self.first_slot[self.first_slot.len() - 1] - first;
         let slots = Slots { first, norm: end - first, finite };
         let (partials, scalars) = (self.partials.all(), self.scalars.all());
-        grad_norm::finish(self.fabric.device(), &partials, slots, self.optimizer.grad_clip, &scalars)?;
+        grad_norm::finish(&self.fabric, &partials, slots, self.optimizer.grad_clip, &scalars)?;
         self.update(visit, moment, true)
     }
 

@@ -1,6 +1,7 @@
 //! Layer norm: within the bound on every device; all gradients against central differences in f64; slices give the bits
 //! of whole matrices; equal bits for any number of host threads.
 
+use crate::fabric::relay::fused;
 use crate::rig;
 use gaufre::device::Device;
 use gaufre::program::{Matrix, check, column_sum, initial, layer_norm};
@@ -65,7 +66,7 @@ fn gradients(device: &Device, inputs: &Inputs, cotangent: &[f32], residual: Opti
     layer_norm::forward(device, &x, &gain, None, EPSILON, &y, &stats).unwrap();
     layer_norm::backward(device, &x, &gain, &stats, &dy, residual.as_ref(), &dx).unwrap();
     layer_norm::gain_backward(device, &x, &stats, &dy, &dgain, false).unwrap();
-    column_sum::run(device, &dy, &dbias, false).unwrap();
+    column_sum::run(&fused(device), &dy, &dbias, false).unwrap();
     [dx, dgain, dbias].map(|m| m.download_f64(device).unwrap())
 }
 

@@ -3,7 +3,7 @@
 
 use super::{BackwardParams, ForwardParams, GainParams, Row, row_at};
 use crate::device::Args;
-use crate::program::column_sum::reduce_columns;
+use crate::program::column_sum::{reduce_columns, settle};
 use crate::program::matrix::Rows;
 use crate::program::vector::chains;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
@@ -147,10 +147,10 @@ pub(super) fn gain_backward(args: &mut Args<'_, f32>) {
     let (x, stats, dy, dgain) = (args.read(0), args.read(1), args.read(2), args.write(3));
     let (rows, pair) = (Rows { rows: p.rows, quads: p.quads }, Rows { rows: p.rows, quads: 1 });
     let dgain = rows.row_mut(dgain, (p.dgain_offset, 0), 0);
+    let mut sums = vec![0.0f32; dgain.len()];
     reduce_columns(
-        rows,
-        dgain,
-        p.accumulate == 1,
+        0..p.rows,
+        &mut sums,
         #[inline(always)]
         |r, totals| {
             let moments = pair.row(stats, (p.stats_offset, p.stats_stride), r);
@@ -162,4 +162,5 @@ pub(super) fn gain_backward(args: &mut Args<'_, f32>) {
             }
         },
     );
+    settle(dgain, &sums, p.accumulate == 1);
 }

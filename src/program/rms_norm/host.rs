@@ -3,7 +3,7 @@
 
 use super::{BackwardParams, ForwardParams, GainParams, Part, parts_of};
 use crate::device::Args;
-use crate::program::column_sum::reduce_columns;
+use crate::program::column_sum::{reduce_columns, settle};
 use crate::program::matrix::Rows;
 use crate::program::vector::{self, chains};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
@@ -106,10 +106,10 @@ pub(super) fn gain_backward(args: &mut Args<'_, f32>) {
     let rows = Rows { rows: p.rows, quads: (p.parts * p.cols).div_ceil(4) };
     let kept = Rows { rows: p.rows, quads: p.parts.div_ceil(4) };
     let dgain = Rows { rows: 1, quads: p.quads }.row_mut(dgain, (p.dgain_offset, 0), 0);
+    let mut sums = vec![0.0f32; dgain.len()];
     reduce_columns(
-        rows,
-        dgain,
-        p.accumulate == 1,
+        0..p.rows,
+        &mut sums,
         #[inline(always)]
         |r, totals| {
             let x = rows.row(x, (p.x_offset, p.x_stride), r).chunks_exact(n);
@@ -122,4 +122,5 @@ pub(super) fn gain_backward(args: &mut Args<'_, f32>) {
             }
         },
     );
+    settle(dgain, &sums, p.accumulate == 1);
 }

@@ -1,14 +1,16 @@
-//! The stepwise programs, each with operands of its own, played on whatever fabric is given: several blocks each way,
-//! several steps, odd edges. It must never know which schedule plays it.
+//! The stepwise programs and the relays, each with operands of its own, played on whatever fabric is given: several blocks each
+//! way, several steps, odd edges. It must never know which schedule plays it.
 
 use super::schedules::Play;
-use crate::device::{Device, Result};
+use crate::device::{Device, Elem, Result};
 use crate::program::attention::{self, Attention};
+use crate::program::cross_entropy::{self, BLOCK_COLS, BLOCK_ROWS, IGNORE};
+use crate::program::grad_norm::{self, BLOCK_SLOTS, SCALARS, SLOT_FLOATS, Slots};
 use crate::program::matmul::{self, Form, Matmul};
 use crate::program::schedule::Fabric;
-use crate::program::{Fill, Matrix};
+use crate::program::{Fill, Matrix, column_sum};
 
-/// Every stepwise program with a play of it.
+/// Every stepwise program and every relay with a play of it.
 pub fn plays() -> Vec<(&'static str, Play<'static>)> {
     vec![
         ("matmul_nt", &|fabric| Ok(product(fabric, Form::NT)?)),
@@ -16,6 +18,11 @@ pub fn plays() -> Vec<(&'static str, Play<'static>)> {
         ("matmul_tn", &|fabric| Ok(product(fabric, Form::TN)?)),
         ("attention_forward", &|fabric| Ok(attend(fabric)?.0)),
         ("attention_backward", &|fabric| Ok(attend(fabric)?.1)),
+        ("cross_entropy_forward", &|fabric| Ok(entropy(fabric)?.0)),
+        ("cross_entropy_backward", &|fabric| Ok(entropy(fabric)?.1)),
+        ("cross_entropy_sum", &|fabric| Ok(loss(fabric)?)),
+        ("column_sum", &|fabric| Ok(columns(fabric)?)),
+        ("grad_norm_finish", &|fabric| Ok(norm(fabric)?)),
     ]
 }
 
@@ -68,6 +75,57 @@ fn attend(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>)> {
         Ok(matrices.iter().map(|matrix| matrix.download(device)).collect::<Result<Vec<_>>>()?.concat())
     };
     Ok((outputs(&[&out, &lse])?, outputs(&[&delta, &dq, &both])?))
+}
+
+/// Two chunks of a vocabulary, targets in both and one left out: the state after both, and the gradients.
+fn entropy(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>)> {
+    let device = fabric.device();
+    let (wide, narrow) = (2 * BLOCK_COLS + 37, BLOCK_COLS + 6);
+    let ids = [0, wide as u32 - 1, IGNORE, wide as u32, (wide + narrow) as u32 - 1, 300];
+    let targets = device.buffer("targets", Elem::U32, ids.len())?.all();
+    device.upload(&targets, &ids)?;
+    let chunks = [(0, filled(device, 9, ids.len(), wide)?), (wide, filled(device, 10, ids.len(), narrow)?)];
+    let (state, losses) = (Matrix::new(device, "state", ids.len(), 3)?, Matrix::new(device, "losses", 1, ids.len())?);
+    for (first, logits) in &chunks {
+        cross_entropy::forward(fabric, logits, &targets, *first, &state, *first == 0)?;
+    }
+    let forward = state.download(device)?;
+    cross_entropy::finish(device, &targets, &state, &losses)?;
+    let mut gradients = Vec::new();
+    for (first, logits) in &chunks {
+        cross_entropy::backward(fabric, logits, &targets, &state, *first, 0.3)?;
+        gradients.extend(logits.download(device)?);
+    }
+    Ok((forward, gradients))
+}
+
+/// The sum of some blocks of losses, added to what was there.
+fn loss(fabric: &Fabric) -> Result<Vec<f32>> {
+    let device = fabric.device();
+    let (losses, scalars) = (filled(device, 11, 1, 3 * BLOCK_ROWS + 5)?, filled(device, 12, 1, 8)?);
+    cross_entropy::sum(fabric, &losses, 0.25, &scalars.view, 2, true)?;
+    scalars.download(device)
+}
+
+/// Column sums of several lines of several blocks, added to what was there.
+fn columns(fabric: &Fabric) -> Result<Vec<f32>> {
+    let device = fabric.device();
+    let (dy, sum) = (filled(device, 13, 300, 84)?, filled(device, 14, 1, 84)?);
+    column_sum::run(fabric, &dy, &sum, true)?;
+    sum.download(device)
+}
+
+/// The scalars of a step whose slots are some blocks and a part of one.
+fn norm(fabric: &Fabric) -> Result<Vec<f32>> {
+    let device = fabric.device();
+    let slots = 5 * BLOCK_SLOTS + 9;
+    let partials = device.buffer("partials", Elem::F32, slots * SLOT_FLOATS)?.all();
+    let floats: Vec<f32> = (0..slots).flat_map(|i| [0.01 + (i % 97) as f32 / 7.0, (i % 50 / 49) as f32]).collect();
+    device.upload(&partials, &floats)?;
+    let scalars = device.buffer("scalars", Elem::F32, SCALARS)?.all();
+    let slots = Slots { first: 0, norm: slots - 70, finite: slots };
+    grad_norm::finish(fabric, &partials, slots, 1.0, &scalars)?;
+    device.download(&scalars)
 }
 
 fn filled(device: &Device, seed: u64, rows: usize, cols: usize) -> Result<Matrix> {
