@@ -53,11 +53,11 @@ fn layer_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgr
         return;
     }
     let row = (p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES;
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let ends = from + p.block_len >= p.quads;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.quads;
     // Rows past the last take part in the barriers only.
-    let last = select(0u, min(from + p.block_len, p.quads), row < p.rows);
-    let first = from + lane % LANES;
+    let last = select(0u, min(begin + p.block_len, p.quads), row < p.rows);
+    let first = begin + lane % LANES;
     let source = p.x_offset + row * p.x_stride;
     let n = f32(p.cols);
     let slot = group * (WG + WG / LANES) + lane;
@@ -70,7 +70,7 @@ fn layer_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgr
     }
     if ((p.passes & 1u) != 0u) {
         var total = vec4<f32>(0.0);
-        if (from > 0u) {
+        if (begin > 0u) {
             total = carry[slot];
         }
         for (var q = first; q < last; q += LANES) {
@@ -84,7 +84,7 @@ fn layer_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgr
     }
     if ((p.passes & 2u) != 0u) {
         var squares = vec4<f32>(0.0);
-        if (from > 0u) {
+        if (begin > 0u) {
             squares = carry[slot];
         }
         for (var q = first; q < last; q += LANES) {
@@ -114,7 +114,7 @@ fn layer_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgr
         }
         y[to + q] = select(vec4<f32>(0.0), out, inside(q));
     }
-    if (row < p.rows && from == 0u && lane % LANES == 0u) {
+    if (row < p.rows && begin == 0u && lane % LANES == 0u) {
         stats[p.stats_offset + row * p.stats_stride] = vec4<f32>(mean, rstd, 0.0, 0.0);
         stats[p.stats_offset + row * p.stats_stride + 1u] = vec4<f32>(0.0);
     }
@@ -129,11 +129,11 @@ fn layer_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workg
         return;
     }
     let row = (p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES;
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let ends = from + p.block_len >= p.quads;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.quads;
     // Rows past the last take part in the barriers only.
-    let last = select(0u, min(from + p.block_len, p.quads), row < p.rows);
-    let first = from + lane % LANES;
+    let last = select(0u, min(begin + p.block_len, p.quads), row < p.rows);
+    let first = begin + lane % LANES;
     let source = p.x_offset + row * p.x_stride;
     let above = p.dy_offset + row * p.dy_stride;
     let n = f32(p.cols);
@@ -150,7 +150,7 @@ fn layer_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workg
         // Padding of dy is zero: it adds nothing to either sum.
         var plain = vec4<f32>(0.0);
         var leaning = vec4<f32>(0.0);
-        if (from > 0u) {
+        if (begin > 0u) {
             plain = carry[slot];
             leaning = carry[slot + WG];
         }
@@ -198,14 +198,14 @@ fn layer_norm_gain_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_
     }
     let q = (p.first_line + group / p.blocks) * QUADS + lane % QUADS;
     let slot = lane / QUADS;
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let ends = from + p.block_len >= p.rows;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.rows;
     // Columns past the last take part in the barriers only.
-    let rows = select(0u, min(from + p.block_len, p.rows), q < p.quads);
+    let rows = select(0u, min(begin + p.block_len, p.rows), q < p.quads);
     // A slot takes every SLOTS-th block of rows, by its place in the column, wherever that is cut.
-    let first = from + (slot - from / BLOCK) % SLOTS * BLOCK;
+    let first = begin + (slot - begin / BLOCK) % SLOTS * BLOCK;
     var total = vec4<f32>(0.0);
-    if (from > 0u) {
+    if (begin > 0u) {
         total = carry[group * WG + lane];
     }
     for (var block = first; block < rows; block += SLOTS * BLOCK) {

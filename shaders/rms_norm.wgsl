@@ -6,25 +6,25 @@
 
 //# if ROW
 // Where one part lies: its row, its number in the row, the quads of the row where it begins, and those of them that the tile
-// owns, from `from` to before `end`.
+// owns, from `begin` to before `end`.
 struct Span {
     row: u32,
     part: u32,
     first: u32,
-    from: u32,
+    begin: u32,
     end: u32,
 }
 
 // The part that an invocation works on, from a quad of it on. Those past the last take part in the barriers only: they have no
 // quads.
-fn span(item: u32, from: u32) -> Span {
+fn span(item: u32, begin: u32) -> Span {
     let present = item < p.rows * p.parts;
     let row = select(0u, item / p.parts, present);
     let part = select(0u, item % p.parts, present);
     let step = p.cols / 4u;
     // The last part takes the padding of its row along: zeros, which add nothing to a sum and stay zeros.
-    let end = min(select((part + 1u) * step, p.quads, part + 1u == p.parts), part * step + from + p.block_len);
-    return Span(row, part, part * step, part * step + from, select(0u, end, present));
+    let end = min(select((part + 1u) * step, p.quads, part + 1u == p.parts), part * step + begin + p.block_len);
+    return Span(row, part, part * step, part * step + begin, select(0u, end, present));
 }
 
 // Where a tile keeps what it knows of a lane's part: behind a vec4 of each lane.
@@ -67,10 +67,10 @@ fn rms_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgrou
     if (group >= p.groups) {
         return;
     }
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let ends = from + p.block_len >= p.quads;
-    let at = span((p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES, from);
-    let first = at.from + lane % LANES;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.quads;
+    let at = span((p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES, begin);
+    let first = at.begin + lane % LANES;
     let source = p.x_offset + at.row * p.x_stride;
     let slot = group * (WG + WG / LANES) + lane;
     var square = 0.0;
@@ -79,7 +79,7 @@ fn rms_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgrou
     }
     if ((p.passes & 1u) != 0u) {
         var squares = vec4<f32>(0.0);
-        if (from > 0u) {
+        if (begin > 0u) {
             squares = carry[slot];
         }
         for (var q = first; q < at.end; q += LANES) {
@@ -104,7 +104,7 @@ fn rms_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgrou
     for (var q = first; q < at.end; q += LANES) {
         y[to + q] = x[source + q] * scale * gain[p.gain_offset + q - at.first];
     }
-    if (at.end > 0u && from == 0u && lane % LANES == 0u) {
+    if (at.end > 0u && begin == 0u && lane % LANES == 0u) {
         let kept = 4u * (p.stats_offset + at.row * p.stats_stride);
         stats[kept + at.part] = scale;
         if (at.part + 1u == p.parts) {
@@ -123,10 +123,10 @@ fn rms_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     if (group >= p.groups) {
         return;
     }
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let ends = from + p.block_len >= p.quads;
-    let at = span((p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES, from);
-    let first = at.from + lane % LANES;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.quads;
+    let at = span((p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES, begin);
+    let first = at.begin + lane % LANES;
     let source = p.x_offset + at.row * p.x_stride;
     let above = p.dy_offset + at.row * p.dy_stride;
     let scale = stats[4u * (p.stats_offset + at.row * p.stats_stride) + at.part];
@@ -137,7 +137,7 @@ fn rms_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     }
     if ((p.passes & 1u) != 0u) {
         var leaning = vec4<f32>(0.0);
-        if (from > 0u) {
+        if (begin > 0u) {
             leaning = carry[slot];
         }
         for (var q = first; q < at.end; q += LANES) {
@@ -182,14 +182,14 @@ fn rms_norm_gain_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wo
     }
     let q = (p.first_line + group / p.blocks) * QUADS + lane % QUADS;
     let slot = lane / QUADS;
-    let from = (p.first_block + group % p.blocks) * p.block_len;
-    let ends = from + p.block_len >= p.rows;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.rows;
     // Columns past the last take part in the barriers only, and padding of the gain stays what it is.
-    let rows = select(0u, min(from + p.block_len, p.rows), 4u * q < p.cols);
+    let rows = select(0u, min(begin + p.block_len, p.rows), 4u * q < p.cols);
     // A slot takes every SLOTS-th block of rows, by its place in the column, wherever that is cut.
-    let first = from + (slot - from / BLOCK) % SLOTS * BLOCK;
+    let first = begin + (slot - begin / BLOCK) % SLOTS * BLOCK;
     var total = vec4<f32>(0.0);
-    if (from > 0u) {
+    if (begin > 0u) {
         total = carry[group * WG + lane];
     }
     for (var block = first; block < rows; block += SLOTS * BLOCK) {

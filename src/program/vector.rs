@@ -100,20 +100,19 @@ pub fn chain<const N: usize>(
 
 /// The sums of the chains, which meet in a tree: the order is the same whatever the vectors of the machine are.
 #[inline(always)]
-pub fn meet<const N: usize>(sums: [[f32; CHAINS]; N]) -> [f32; N] {
-    sums.map(
-        #[inline(always)]
-        |mut sums| {
-            let mut half = CHAINS / 2;
-            while half > 0 {
-                for i in 0..half {
-                    sums[i] += sums[i + half];
-                }
-                half /= 2;
+pub fn meet<const N: usize>(mut sums: [[f32; CHAINS]; N]) -> [f32; N] {
+    let mut totals = [0.0; N];
+    for (sums, total) in sums.iter_mut().zip(&mut totals) {
+        let mut half = CHAINS / 2;
+        while half > 0 {
+            for i in 0..half {
+                sums[i] += sums[i + half];
             }
-            sums[0]
-        },
-    )
+            half /= 2;
+        }
+        *total = sums[0];
+    }
+    totals
 }
 
 #[cfg(test)]
