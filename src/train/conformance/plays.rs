@@ -8,7 +8,7 @@ use crate::program::cross_entropy::{self, BLOCK_COLS, BLOCK_ROWS, IGNORE};
 use crate::program::grad_norm::{self, BLOCK_SLOTS, SCALARS, SLOT_FLOATS, Slots};
 use crate::program::matmul::{self, Form, Matmul};
 use crate::program::schedule::Fabric;
-use crate::program::{Fill, Matrix, column_sum};
+use crate::program::{Fill, Matrix, column_sum, layer_norm, rms_norm};
 
 /// Every stepwise program and every relay with a play of it.
 pub fn plays() -> Vec<(&'static str, Play<'static>)> {
@@ -23,6 +23,12 @@ pub fn plays() -> Vec<(&'static str, Play<'static>)> {
         ("cross_entropy_sum", &|fabric| Ok(loss(fabric)?)),
         ("column_sum", &|fabric| Ok(columns(fabric)?)),
         ("grad_norm_finish", &|fabric| Ok(norm(fabric)?)),
+        ("layer_norm_forward", &|fabric| Ok(layer_norms(fabric)?.0)),
+        ("layer_norm_backward", &|fabric| Ok(layer_norms(fabric)?.1)),
+        ("layer_norm_gain_backward", &|fabric| Ok(layer_norms(fabric)?.2)),
+        ("rms_norm_forward", &|fabric| Ok(rms_norms(fabric)?.0)),
+        ("rms_norm_backward", &|fabric| Ok(rms_norms(fabric)?.1)),
+        ("rms_norm_gain_backward", &|fabric| Ok(rms_norms(fabric)?.2)),
     ]
 }
 
@@ -126,6 +132,42 @@ fn norm(fabric: &Fabric) -> Result<Vec<f32>> {
     let slots = Slots { first: 0, norm: slots - 70, finite: slots };
     grad_norm::finish(fabric, &partials, slots, 1.0, &scalars)?;
     device.download(&scalars)
+}
+
+/// Rows of layer norm of several lines and blocks, with a bias and a gradient that by-passes them: what the forward pass
+/// leaves, the gradient of the rows, and that of the gain, added to what was there.
+fn layer_norms(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
+    let device = fabric.device();
+    let (rows, cols) = (150, 300);
+    let [x, dy, y, dx] = [15, 16, 17, 18].map(|seed| filled(device, seed, rows, cols));
+    let [gain, bias, dgain] = [19, 20, 21].map(|seed| filled(device, seed, 1, cols));
+    let (x, dy, y, dx, gain, bias, dgain) = (x?, dy?, y?, dx?, gain?, bias?, dgain?);
+    let stats = Matrix::new(device, "stats", rows, 2)?;
+    layer_norm::forward(fabric, &x, &gain, Some(&bias), 1e-5, &y, &stats)?;
+    layer_norm::backward(fabric, &x, &gain, &stats, &dy, Some(&y), &dx)?;
+    layer_norm::gain_backward(fabric, &x, &stats, &dy, &dgain, true)?;
+    let forward = [y.download(device)?, stats.download(device)?].concat();
+    Ok((forward, dx.download(device)?, dgain.download(device)?))
+}
+
+/// The same of RMS norm: of whole rows, then of rows of three parts.
+fn rms_norms(fabric: &Fabric) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
+    let device = fabric.device();
+    let (rows, cols) = (150, 300);
+    let mut all = (Vec::new(), Vec::new(), Vec::new());
+    for parts in [1, 3] {
+        let [x, dy, y, dx] = [22, 23, 24, 25].map(|seed| filled(device, seed, rows, cols));
+        let [gain, dgain] = [26, 27].map(|seed| filled(device, seed, 1, cols / parts));
+        let (x, dy, y, dx, gain, dgain) = (x?, dy?, y?, dx?, gain?, dgain?);
+        let stats = Matrix::new(device, "stats", rows, parts)?;
+        rms_norm::forward(fabric, &x, &gain, parts, 1e-5, &y, &stats)?;
+        rms_norm::backward(fabric, &x, &gain, parts, &stats, &dy, Some(&y), &dx)?;
+        rms_norm::gain_backward(fabric, &x, parts, &stats, &dy, &dgain, true)?;
+        all.0.extend([y.download(device)?, stats.download(device)?].concat());
+        all.1.extend(dx.download(device)?);
+        all.2.extend(dgain.download(device)?);
+    }
+    Ok(all)
 }
 
 fn filled(device: &Device, seed: u64, rows: usize, cols: usize) -> Result<Matrix> {
