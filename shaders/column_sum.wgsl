@@ -1,5 +1,6 @@
-// Column sum. A tile owns QUADS vec4 columns; its SLOTS row slots take blocks of BLOCK rows in turn, each block is summed
-// alone and added to the slot's total, and the totals meet in a tree. The order depends on the shape alone.
+// Column sum. A tile owns rows of QUADS vec4 columns (fused: all rows); its SLOTS row slots take blocks of BLOCK rows in turn,
+// each block is summed alone and added to the slot's total, which goes on from tile to tile; in the last one the totals meet in
+// a tree. The order depends on the shape alone.
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/column_sum.rs.
 
 //# if SPLIT
@@ -14,17 +15,27 @@ fn column_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nw
     if (group >= p.groups) {
         return;
     }
-    let q = group * QUADS + lane % QUADS;
+    let q = (p.first_line + group / p.blocks) * QUADS + lane % QUADS;
     let slot = lane / QUADS;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, p.rows);
     // Columns past the last take part in the barriers only.
-    let rows = select(0u, p.rows, q < p.quads);
+    let rows = select(0u, end, q < p.quads);
     var total = vec4<f32>(0.0);
-    for (var block = slot * BLOCK; block < rows; block += SLOTS * BLOCK) {
+    if (begin > 0u) {
+        total = carry[group * WG + lane];
+    }
+    // A slot takes blocks by their place in the column, wherever it is cut.
+    for (var block = begin + (slot * BLOCK - begin) % (SLOTS * BLOCK); block < rows; block += SLOTS * BLOCK) {
         var part = vec4<f32>(0.0);
         for (var row = block; row < min(block + BLOCK, rows); row++) {
             part += dy[p.dy_offset + row * p.dy_stride + q];
         }
         total += part;
+    }
+    if (end < p.rows) {
+        carry[group * WG + lane] = total;
+        return;
     }
 //# if SPLIT
     totals[lane] = total;

@@ -1,5 +1,5 @@
-// Softmax cross-entropy over chunks of the vocabulary: a tile owns one row of logits, and the state of that row (running
-// maximum, running sum, logit of the target) goes on from chunk to chunk.
+// Softmax cross-entropy over chunks of the vocabulary: a tile owns a block of one row of logits (fused: the whole row), and the
+// state of that row (running maximum, running sum, logit of the target) goes on from chunk to chunk.
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/cross_entropy.rs.
 
 // Elements of a row of state.
@@ -27,67 +27,112 @@ fn live(q: u32) -> vec4<bool> {
 
 @compute @workgroup_size(WG, 1, 1)
 fn cross_entropy_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = wid.y * nwg.x + wid.x;
-    if (row >= p.groups) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group >= p.groups) {
         return;
     }
-    let start = p.offset + row * p.row_quads;
+    let row = p.first_line + group / p.blocks;
     let quads = (p.cols + 3u) / 4u;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, quads);
+    // A lane takes quads by their place in the row, wherever it is cut.
+    let first = begin + (lane - begin) % WG;
+    let start = p.offset + row * p.row_quads;
     let at = p.state_offset + row * STATE;
+    // A tile carries a vec4 a lane, then what it knows of the row: maximum, sum, target's logit, largest bits.
+    let slot = group * (WG + 1u);
+    var known = vec4<f32>(NONE, 0.0, NONE, 0.0);
+    var worst = 0u;
 
-    var m4 = vec4<f32>(NONE);
-    var bits4 = vec4<u32>(0u);
-    for (var q = lane; q < quads; q += WG) {
-        // Padding is zero: finite.
-        let x = logits[start + q];
-        bits4 = max(bits4, bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu));
-        m4 = max(m4, select(vec4<f32>(NONE), x, live(q)));
-    }
-    partial[lane] = max(max(m4.x, m4.y), max(m4.z, m4.w));
-    largest[lane] = max(max(bits4.x, bits4.y), max(bits4.z, bits4.w));
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            partial[lane] = max(partial[lane], partial[lane + half]);
-            largest[lane] = max(largest[lane], largest[lane + half]);
+    if ((p.passes & 1u) != 0u) {
+        var m4 = vec4<f32>(NONE);
+        if (begin > 0u) {
+            m4 = carry[slot + lane];
+            known = carry[slot + WG];
+            worst = bitcast<u32>(known.w);
+        } else if (p.first == 0u) {
+            known = vec4<f32>(state[at], state[at + 1u], state[at + 2u], 0.0);
+        }
+        var bits4 = vec4<u32>(worst);
+        for (var q = first; q < end; q += WG) {
+            // Padding is zero: finite.
+            let x = logits[start + q];
+            bits4 = max(bits4, bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu));
+            m4 = max(m4, select(vec4<f32>(NONE), x, live(q)));
+        }
+        partial[lane] = max(max(m4.x, m4.y), max(m4.z, m4.w));
+        largest[lane] = max(max(bits4.x, bits4.y), max(bits4.z, bits4.w));
+        workgroupBarrier();
+        for (var half = WG / 2u; half > 0u; half /= 2u) {
+            if (lane < half) {
+                partial[lane] = max(partial[lane], partial[lane + half]);
+                largest[lane] = max(largest[lane], largest[lane + half]);
+            }
+            workgroupBarrier();
+        }
+        worst = largest[0];
+        if (end == quads) {
+            var m = partial[0];
+            if (p.first == 0u) {
+                m = max(m, known.x);
+                known.y *= exp(known.x - m);
+            }
+            known.x = m;
         }
         workgroupBarrier();
-    }
-    var m = partial[0];
-    let worst = largest[0];
-    workgroupBarrier();
-    var before = 0.0;
-    if (p.first == 0u) {
-        let m_before = state[at];
-        m = max(m, m_before);
-        before = state[at + 1u] * exp(m_before - m);
+        if (p.carried == 1u) {
+            carry[slot + lane] = m4;
+            if (lane == 0u) {
+                carry[slot + WG] = vec4<f32>(known.xyz, bitcast<f32>(worst));
+            }
+        }
     }
 
-    var s4 = vec4<f32>(0.0);
-    for (var q = lane; q < quads; q += WG) {
-        s4 += select(vec4<f32>(0.0), exp(logits[start + q] - m), live(q));
-    }
-    partial[lane] = (s4.x + s4.y) + (s4.z + s4.w);
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            partial[lane] += partial[lane + half];
+    if ((p.passes & 2u) != 0u) {
+        var s4 = vec4<f32>(0.0);
+        if (p.carried == 1u) {
+            known = carry[slot + WG];
+            worst = bitcast<u32>(known.w);
+            if (begin > 0u) {
+                s4 = carry[slot + lane];
+            }
         }
+        let m = known.x;
+        for (var q = first; q < end; q += WG) {
+            s4 += select(vec4<f32>(0.0), exp(logits[start + q] - m), live(q));
+        }
+        if (lane == 0u) {
+            let column = targets[row] - p.first_col;
+            let inside = targets[row] != IGNORE && targets[row] >= p.first_col && column < p.cols;
+            if (inside && column / 4u >= begin && column / 4u < end) {
+                known.z = logits[start + column / 4u][column % 4u];
+            }
+        }
+        partial[lane] = (s4.x + s4.y) + (s4.z + s4.w);
         workgroupBarrier();
-    }
-    if (lane == 0u) {
-        state[at] = m;
-        // A logit that is not finite must be seen in the loss: its own bits become the sum.
-        state[at + 1u] = select(before + partial[0], bitcast<f32>(worst), worst > LARGEST_BITS);
-        let column = targets[row] - p.first_col;
-        if (targets[row] != IGNORE && targets[row] >= p.first_col && column < p.cols) {
-            state[at + 2u] = logits[start + column / 4u][column % 4u];
-        } else if (p.first == 1u) {
-            state[at + 2u] = NONE;
+        if (end < quads) {
+            carry[slot + lane] = s4;
+            if (lane == 0u) {
+                carry[slot + WG] = vec4<f32>(known.xyz, bitcast<f32>(worst));
+            }
+            return;
         }
-        if (p.first == 1u) {
-            for (var i = 3u; i < STATE; i++) {
-                state[at + i] = 0.0;
+        for (var half = WG / 2u; half > 0u; half /= 2u) {
+            if (lane < half) {
+                partial[lane] += partial[lane + half];
+            }
+            workgroupBarrier();
+        }
+        if (lane == 0u) {
+            let before = known.y;
+            state[at] = m;
+            // A logit that is not finite must be seen in the loss: its own bits become the sum.
+            state[at + 1u] = select(before + partial[0], bitcast<f32>(worst), worst > LARGEST_BITS);
+            state[at + 2u] = known.z;
+            if (p.first == 1u) {
+                for (var i = 3u; i < STATE; i++) {
+                    state[at + i] = 0.0;
+                }
             }
         }
     }
@@ -123,10 +168,23 @@ fn cross_entropy_finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_work
 var<workgroup> partial: array<f32, WG>;
 
 @compute @workgroup_size(WG, 1, 1)
-fn cross_entropy_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn cross_entropy_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, p.rows);
     var sum = 0.0;
-    for (var i = lane; i < p.rows; i += WG) {
+    if (begin > 0u) {
+        sum = carry[group * WG + lane];
+    }
+    for (var i = begin + (lane - begin) % WG; i < end; i += WG) {
         sum += losses[p.losses_offset + i];
+    }
+    if (end < p.rows) {
+        carry[group * WG + lane] = sum;
+        return;
     }
     partial[lane] = sum;
     workgroupBarrier();
@@ -136,7 +194,7 @@ fn cross_entropy_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invoc
         }
         workgroupBarrier();
     }
-    if (lane == 0u && wid.x == 0u) {
+    if (lane == 0u) {
         let scaled = p.scale * partial[0];
         if (p.accumulate == 1u) {
             scalars[p.slot] += scaled;
@@ -150,15 +208,28 @@ fn cross_entropy_sum(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invoc
 
 @compute @workgroup_size(WG, 1, 1)
 fn cross_entropy_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = wid.y * nwg.x + wid.x;
-    if (row < p.groups) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group < p.groups) {
+        let row = p.first_line + group / p.blocks;
         let start = p.offset + row * p.row_quads;
-        let quads = (p.cols + 3u) / 4u;
-        let lse = state[p.state_offset + row * STATE];
+        let begin = (p.first_block + group % p.blocks) * p.block_len;
+        let end = min(begin + p.block_len, (p.cols + 3u) / 4u);
+        var lse = 0.0;
+        if ((p.passes & 1u) != 0u) {
+            lse = state[p.state_offset + row * STATE];
+            if (p.carried == 1u && lane == 0u) {
+                carry[group] = lse;
+            }
+        } else {
+            lse = carry[group];
+        }
+        if ((p.passes & 2u) == 0u) {
+            return;
+        }
         let ignored = targets[row] == IGNORE;
         // Wraps to a column that is never met when the target lies in another chunk.
         let hit = targets[row] - p.first_col;
-        for (var q = lane; q < quads; q += WG) {
+        for (var q = begin + lane; q < end; q += WG) {
             let columns = vec4<u32>(4u * q) + vec4<u32>(0u, 1u, 2u, 3u);
             let onehot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(hit));
             let gradient = (exp(logits[start + q] - lse) - onehot) * p.scale;

@@ -1,4 +1,4 @@
-// The norm of all gradients: a tile sums the squares of one run of rows, one last tile adds what the tiles found, in order.
+// The norm of all gradients: a tile sums the squares of one run of rows, a line of tiles (fused: one) adds what they found, in order.
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/grad_norm.rs.
 
 const LARGEST_BITS: u32 = 0x7f7fffffu;
@@ -54,21 +54,41 @@ fn grad_norm_partial(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
 //# entry grad_norm_finish
 
 @compute @workgroup_size(WG, 1, 1)
-fn grad_norm_finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn grad_norm_finish(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let group = wid.y * nwg.x + wid.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let end = min(begin + p.block_len, p.slots);
+    // A tile carries three sums for each lane.
+    let held = 3u * (group * WG + lane);
     var sum = 0.0;
     var norm_sum = 0.0;
     var count = 0.0;
-    for (var i = lane; i < p.slots; i += WG) {
+    if (begin > 0u) {
+        sum = carry[held];
+        norm_sum = carry[held + 1u];
+        count = carry[held + 2u];
+    }
+    // A lane takes slots by their place in the line, wherever it is cut.
+    for (var i = begin + (lane - begin) % WG; i < end; i += WG) {
         let square = partials[2u * (p.first + i)];
         sum += square;
         norm_sum += select(0.0, square, i < p.norm_slots);
         count += partials[2u * (p.first + i) + 1u];
     }
+    if (end < p.slots) {
+        carry[held] = sum;
+        carry[held + 1u] = norm_sum;
+        carry[held + 2u] = count;
+        return;
+    }
     squares[lane] = sum;
     norms[lane] = norm_sum;
     counts[lane] = count;
     reduce(lane);
-    if (lane == 0u && wid.x == 0u) {
+    if (lane == 0u) {
         var total = norms[0];
         var bad = counts[0];
         if ((bitcast<u32>(scalars[LOSS]) & 0x7fffffffu) > LARGEST_BITS) {

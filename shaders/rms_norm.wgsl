@@ -1,26 +1,35 @@
-// RMS norm over equal parts of rows, forward and backward, and the gradient of the gain. A tile owns whole parts (forward,
-// backward), LANES invocations a part, or whole columns of the gain. With one lane a part nothing meets; with more, the
-// lanes' sums meet in a tree whose order depends on the shape alone.
+// RMS norm over equal parts of rows, forward and backward, and the gradient of the gain. A tile owns a block of a few rows of one
+// part, or a few whole parts of several (forward, backward), LANES invocations a part, or a block of a few columns of the gain;
+// fused: all of them. Lanes' sums go on from block to block, and meet where the line ends: with one lane a part nothing meets;
+// with more, they do in a tree whose order depends on the shape alone.
 // Struct `Params`, bindings and constants are generated from the declaration in src/program/rms_norm.rs.
 
 //# if ROW
-// Where one part lies: its row, its number in the row, and the quads of the row from `first` to before `end`.
+// Where one part lies: its row, its number in the row, the quads of the row where it begins, and those of them that the tile
+// owns, from `begin` to before `end`.
 struct Span {
     row: u32,
     part: u32,
     first: u32,
+    begin: u32,
     end: u32,
 }
 
-// The part that an invocation works on. Those past the last take part in the barriers only: they have no quads.
-fn span(item: u32) -> Span {
+// The part that an invocation works on, from a quad of it on. Those past the last take part in the barriers only: they have no
+// quads.
+fn span(item: u32, begin: u32) -> Span {
     let present = item < p.rows * p.parts;
     let row = select(0u, item / p.parts, present);
     let part = select(0u, item % p.parts, present);
     let step = p.cols / 4u;
     // The last part takes the padding of its row along: zeros, which add nothing to a sum and stay zeros.
-    let end = select((part + 1u) * step, p.quads, part + 1u == p.parts);
-    return Span(row, part, part * step, select(0u, end, present));
+    let end = min(select((part + 1u) * step, p.quads, part + 1u == p.parts), part * step + begin + p.block_len);
+    return Span(row, part, part * step, part * step + begin, select(0u, end, present));
+}
+
+// Where a tile keeps what it knows of a lane's part: behind a vec4 of each lane.
+fn kept(group: u32, lane: u32) -> u32 {
+    return group * (WG + WG / LANES) + WG + lane / LANES;
 }
 
 fn quad_sum(v: vec4<f32>) -> f32 {
@@ -58,20 +67,44 @@ fn rms_norm_forward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgrou
     if (group >= p.groups) {
         return;
     }
-    let at = span(group * (WG / LANES) + lane / LANES);
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.quads;
+    let at = span((p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES, begin);
+    let first = at.begin + lane % LANES;
     let source = p.x_offset + at.row * p.x_stride;
-    var squares = vec4<f32>(0.0);
-    for (var q = at.first + lane % LANES; q < at.end; q += LANES) {
-        let v = x[source + q];
-        squares = fma(v, v, squares);
+    let slot = group * (WG + WG / LANES) + lane;
+    var square = 0.0;
+    if (p.carried == 1u) {
+        square = carry[kept(group, lane)].x;
     }
-    let square = part_sum(lane, quad_sum(squares)) / f32(p.cols);
+    if ((p.passes & 1u) != 0u) {
+        var squares = vec4<f32>(0.0);
+        if (begin > 0u) {
+            squares = carry[slot];
+        }
+        for (var q = first; q < at.end; q += LANES) {
+            let v = x[source + q];
+            squares = fma(v, v, squares);
+        }
+        if (ends) {
+            square = part_sum(lane, quad_sum(squares)) / f32(p.cols);
+        } else {
+            carry[slot] = squares;
+        }
+    }
+    if ((p.passes & 2u) == 0u) {
+        // All lanes of a part have read this where it ends: they have met.
+        if (ends && lane % LANES == 0u) {
+            carry[kept(group, lane)] = vec4<f32>(square, 0.0, 0.0, 0.0);
+        }
+        return;
+    }
     let scale = inverseSqrt(square + p.eps);
     let to = p.y_offset + at.row * p.y_stride;
-    for (var q = at.first + lane % LANES; q < at.end; q += LANES) {
+    for (var q = first; q < at.end; q += LANES) {
         y[to + q] = x[source + q] * scale * gain[p.gain_offset + q - at.first];
     }
-    if (at.end > 0u && lane % LANES == 0u) {
+    if (at.end > 0u && begin == 0u && lane % LANES == 0u) {
         let kept = 4u * (p.stats_offset + at.row * p.stats_stride);
         stats[kept + at.part] = scale;
         if (at.part + 1u == p.parts) {
@@ -90,17 +123,41 @@ fn rms_norm_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgro
     if (group >= p.groups) {
         return;
     }
-    let at = span(group * (WG / LANES) + lane / LANES);
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.quads;
+    let at = span((p.first_line + group / p.blocks) * (WG / LANES) + lane / LANES, begin);
+    let first = at.begin + lane % LANES;
     let source = p.x_offset + at.row * p.x_stride;
     let above = p.dy_offset + at.row * p.dy_stride;
     let scale = stats[4u * (p.stats_offset + at.row * p.stats_stride) + at.part];
-    var leaning = vec4<f32>(0.0);
-    for (var q = at.first + lane % LANES; q < at.end; q += LANES) {
-        let h = gain[p.gain_offset + q - at.first] * dy[above + q];
-        leaning = fma(h, x[source + q], leaning);
+    let slot = group * (WG + WG / LANES) + lane;
+    var lean = 0.0;
+    if (p.carried == 1u) {
+        lean = carry[kept(group, lane)].x;
     }
-    let lean = part_sum(lane, quad_sum(leaning)) * scale / f32(p.cols);
-    for (var q = at.first + lane % LANES; q < at.end; q += LANES) {
+    if ((p.passes & 1u) != 0u) {
+        var leaning = vec4<f32>(0.0);
+        if (begin > 0u) {
+            leaning = carry[slot];
+        }
+        for (var q = first; q < at.end; q += LANES) {
+            let h = gain[p.gain_offset + q - at.first] * dy[above + q];
+            leaning = fma(h, x[source + q], leaning);
+        }
+        if (ends) {
+            lean = part_sum(lane, quad_sum(leaning)) * scale / f32(p.cols);
+        } else {
+            carry[slot] = leaning;
+        }
+    }
+    if ((p.passes & 2u) == 0u) {
+        // All lanes of a part have read this where it ends: they have met.
+        if (ends && lane % LANES == 0u) {
+            carry[kept(group, lane)] = vec4<f32>(lean, 0.0, 0.0, 0.0);
+        }
+        return;
+    }
+    for (var q = first; q < at.end; q += LANES) {
         let h = gain[p.gain_offset + q - at.first] * dy[above + q];
         let normal = x[source + q] * scale;
         var out = scale * (h - normal * lean);
@@ -123,12 +180,19 @@ fn rms_norm_gain_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wo
     if (group >= p.groups) {
         return;
     }
-    let q = group * QUADS + lane % QUADS;
+    let q = (p.first_line + group / p.blocks) * QUADS + lane % QUADS;
     let slot = lane / QUADS;
+    let begin = (p.first_block + group % p.blocks) * p.block_len;
+    let ends = begin + p.block_len >= p.rows;
     // Columns past the last take part in the barriers only, and padding of the gain stays what it is.
-    let rows = select(0u, p.rows, 4u * q < p.cols);
+    let rows = select(0u, min(begin + p.block_len, p.rows), 4u * q < p.cols);
+    // A slot takes every SLOTS-th block of rows, by its place in the column, wherever that is cut.
+    let first = begin + (slot - begin / BLOCK) % SLOTS * BLOCK;
     var total = vec4<f32>(0.0);
-    for (var block = slot * BLOCK; block < rows; block += SLOTS * BLOCK) {
+    if (begin > 0u) {
+        total = carry[group * WG + lane];
+    }
+    for (var block = first; block < rows; block += SLOTS * BLOCK) {
         var sum = vec4<f32>(0.0);
         for (var row = block; row < min(block + BLOCK, rows); row++) {
             let source = p.x_offset + row * p.x_stride + q;
@@ -140,6 +204,10 @@ fn rms_norm_gain_backward(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_wo
             }
         }
         total += sum;
+    }
+    if (!ends) {
+        carry[group * WG + lane] = total;
+        return;
     }
 //# if SPLIT
     totals[lane] = total;

@@ -39,6 +39,7 @@ mod program {
     mod activation;
     mod adafactor;
     mod adamw;
+    mod all_reduce;
     pub mod attention;
     mod column_sum;
     mod cross_entropy;

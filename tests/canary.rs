@@ -29,6 +29,11 @@ fn every_planted_fault_is_caught_on_host() {
         |part| found.rows.iter().filter(|row| row.part == part).map(|row| row.name.as_str()).collect::<Vec<_>>();
     let mut played =
         ["matmul_nt", "matmul_nn", "matmul_tn", "attention_forward", "attention_backward"].map(String::from).to_vec();
+    let losses = ["cross_entropy_forward", "cross_entropy_backward", "cross_entropy_sum"];
+    played.extend(losses.into_iter().chain(["column_sum", "grad_norm_finish"]).map(String::from));
+    for norm in ["layer_norm", "rms_norm"] {
+        played.extend(["forward", "backward", "gain_backward"].map(|pass| format!("{norm}_{pass}")));
+    }
     played.push("training step of gpt2-tiny".into());
     let tiny = PRESETS.iter().filter(|(name, _)| name.ends_with("-tiny"));
     played.extend(tiny.map(|(name, _)| format!("training step of {name}")));

@@ -1,14 +1,17 @@
-//! The fabric, on products and, in a module of its own, on attention: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
+//! The fabric, on products and, in modules of their own, on attention and on relays: both schedules give equal bits, a superstep reads only what its tiles own, hold or received, and what the
 //! device counts is the wafer's closed form.
 
 mod attention;
+mod faults;
+pub mod relay;
+mod stream;
 
 use crate::program::matmul::{bits, operands, product};
 use crate::rig;
 use gaufre::device::{Buffer, Counters, Device, DeviceError, Result};
 use gaufre::program::Matrix;
 use gaufre::program::matmul::{self, Form, Matmul};
-use gaufre::program::schedule::{Block, Fabric, Round, Schedule, Source, Stepwise};
+use gaufre::program::schedule::{Block, Fabric, Origin, Round, Schedule, Source, Stepwise};
 use gaufre::wafer::{Cost, Product, Wafer, Work};
 
 const FORMS: [Form; 3] = [Form::NT, Form::NN, Form::TN];
@@ -68,7 +71,7 @@ fn the_device_counts_what_the_wafer_predicts() {
                 let counted = device.counters().since(&before);
                 let want = match schedule {
                     Schedule::Fused => cut.fused(),
-                    Schedule::Superstep => cut.superstep(&fabric.wafer()),
+                    Schedule::Superstep => cut.superstep(fabric.wafer()),
                 };
                 assert_eq!(cost(&counted), want, "{form:?} {schedule:?} {grid:?}");
                 assert_eq!(counted.allocations, 0, "a second run allocates nothing");
@@ -114,6 +117,10 @@ impl Stepwise for Poisoned<'_> {
     }
     fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block> {
         self.program.receives(i, j, step, operand)
+    }
+    /// From its owner: what was received for an earlier step is not sound any more.
+    fn origin(&self, i: u32, j: u32, step: u32, operand: usize) -> Origin {
+        Origin { passed: None, ..self.program.origin(i, j, step, operand) }
     }
     fn launch(
         &self,

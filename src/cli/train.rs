@@ -109,7 +109,7 @@ fn traced(path: &Path, config: &Config) -> Result<Trace, ReportError> {
     let about = vec![
         ("gaufre", env!("CARGO_PKG_VERSION").to_owned()),
         ("schedule", format!("{:?}", config.schedule).to_lowercase()),
-        ("wafer", String::from(config.wafer)),
+        ("wafer", config.wafer.to_string()),
     ];
     Ok(Trace::new(path, about))
 }

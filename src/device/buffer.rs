@@ -63,6 +63,11 @@ impl Buffer {
         self.0.elem
     }
 
+    /// Tells it from every other buffer that is alive.
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// The whole buffer.
     pub fn all(&self) -> View {
         View { buffer: self.clone(), offset: 0, len: self.0.len }

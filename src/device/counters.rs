@@ -16,6 +16,10 @@ pub struct Counters {
     pub messages: u64,
     /// Bytes moved by [`Device::exchange`](super::Device::exchange).
     pub exchanged_bytes: u64,
+    /// Links crossed by blocks: see [`Device::cross`](super::Device::cross).
+    pub hops: u64,
+    /// Bytes that crossed a link, once for each link.
+    pub link_bytes: u64,
     /// Bytes uploaded from host memory.
     pub uploaded_bytes: u64,
     /// Bytes downloaded to host memory.
@@ -35,6 +39,8 @@ impl Counters {
             dispatches: self.dispatches - earlier.dispatches,
             messages: self.messages - earlier.messages,
             exchanged_bytes: self.exchanged_bytes - earlier.exchanged_bytes,
+            hops: self.hops - earlier.hops,
+            link_bytes: self.link_bytes - earlier.link_bytes,
             uploaded_bytes: self.uploaded_bytes - earlier.uploaded_bytes,
             downloaded_bytes: self.downloaded_bytes - earlier.downloaded_bytes,
             allocations: self.allocations - earlier.allocations,
@@ -52,6 +58,8 @@ struct Cells {
     dispatches: AtomicU64,
     messages: AtomicU64,
     exchanged: AtomicU64,
+    hops: AtomicU64,
+    crossed: AtomicU64,
     uploaded: AtomicU64,
     downloaded: AtomicU64,
     allocations: AtomicU64,
@@ -67,6 +75,11 @@ impl Account {
     pub fn exchanged(&self, bytes: u64) {
         self.0.messages.fetch_add(1, Relaxed);
         self.0.exchanged.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn crossed(&self, bytes: u64) {
+        self.0.hops.fetch_add(1, Relaxed);
+        self.0.crossed.fetch_add(bytes, Relaxed);
     }
 
     /// What a program would have counted, where none runs.
@@ -99,6 +112,8 @@ impl Account {
             dispatches: self.0.dispatches.load(Relaxed),
             messages: self.0.messages.load(Relaxed),
             exchanged_bytes: self.0.exchanged.load(Relaxed),
+            hops: self.0.hops.load(Relaxed),
+            link_bytes: self.0.crossed.load(Relaxed),
             uploaded_bytes: self.0.uploaded.load(Relaxed),
             downloaded_bytes: self.0.downloaded.load(Relaxed),
             allocations: self.0.allocations.load(Relaxed),

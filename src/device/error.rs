@@ -1,5 +1,7 @@
 //! What can go wrong on a device, typed: each variant names the program or the buffer and, where one is known, the cure.
 
+use crate::wafer::{Port, Tile};
+
 /// An error of a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -38,6 +40,21 @@ pub enum DeviceError {
         needed: u64,
         /// Bytes there are.
         available: u64,
+    },
+    /// A message between two tiles did not arrive whole.
+    #[error(
+        "superstep {superstep}: a message to tile ({}, {}) at its {port} port is {what}; the fabric cannot be trusted, start again from the last checkpoint",
+        tile.x, tile.y
+    )]
+    Message {
+        /// The tile that waits for it, by its place on the wafer.
+        tile: Tile,
+        /// The port at which it was to come.
+        port: Port,
+        /// The exchange, from 1.
+        superstep: u64,
+        /// Missing or damaged.
+        what: &'static str,
     },
     /// The device refused a launch, a copy or a submission.
     #[error("{place}: refused by the device: {reason}")]

@@ -25,6 +25,10 @@ pub struct Run {
     pub messages: u64,
     /// Bytes of those blocks.
     pub exchanged_bytes: u64,
+    /// Links crossed by blocks; 0 on a blank device, as no closed form says.
+    pub hops: u64,
+    /// Bytes that crossed a link, once for each link; 0 on a blank device.
+    pub link_bytes: u64,
     /// Rows and columns of blocks, one tile each.
     pub blocks: (u32, u32),
     /// What it did.
@@ -225,6 +229,8 @@ impl Device {
                 dispatches: counted.dispatches,
                 messages: counted.messages,
                 exchanged_bytes: counted.exchanged_bytes,
+                hops: counted.hops,
+                link_bytes: counted.link_bytes,
                 blocks,
                 work,
             });

@@ -372,6 +372,18 @@ impl Device {
         Ok(())
     }
 
+    /// Copies blocks into the outboxes of the links that they cross, after all work queued before. Counted as hops.
+    ///
+    /// # Errors
+    /// As [`Device::copy`].
+    pub fn cross(&self, transfers: &[Transfer]) -> Result<()> {
+        for t in transfers.iter().filter(|t| t.rows > 0 && t.cols > 0) {
+            self.copy(t)?;
+            self.0.account.crossed((t.rows * t.cols) as u64 * 4);
+        }
+        Ok(())
+    }
+
     /// Copies one block within the memory of the device, after all work queued before; no traffic of the fabric.
     ///
     /// # Errors

@@ -189,7 +189,7 @@ impl Gpt {
             fabric.device().phase(|| Visit::Head.phase(Pass::Forward));
             sweep.forward(fabric, store)?;
             let losses = &self.acts.head.losses;
-            cross_entropy::sum(fabric.device(), losses, self.scale, scalars, slot, micro > 0)?;
+            cross_entropy::sum(fabric, losses, self.scale, scalars, slot, micro > 0)?;
             if let Some(told) = &mut train {
                 let mut done = Completion { last: micro + 1 == self.loaded, told: &mut **told };
                 fabric.device().phase(|| Visit::Head.phase(Pass::Backward));

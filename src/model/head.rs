@@ -38,14 +38,14 @@ impl<'a> Sweep<'a> {
 
     /// Fills the losses of the rows.
     pub fn forward(&self, fabric: &Fabric, store: &mut Store) -> Result<()> {
-        let (head, device) = (&self.acts.head, fabric.device());
+        let head = &self.acts.head;
         self.norm(fabric, store)?;
         let targets = self.acts.ids[self.micro].targets.all();
         for chunk in 0..self.chunks() {
             let logits = self.logits(fabric, store, chunk)?;
-            cross_entropy::forward(device, &logits, &targets, chunk * self.chunk, &head.state, chunk == 0)?;
+            cross_entropy::forward(fabric, &logits, &targets, chunk * self.chunk, &head.state, chunk == 0)?;
         }
-        Ok(cross_entropy::finish(device, &targets, &head.state, &head.losses)?)
+        Ok(cross_entropy::finish(fabric.device(), &targets, &head.state, &head.losses)?)
     }
 
     /// Hands out the logits of all rows, a chunk of the vocabulary at a time, as `take(first id, [rows, ids])`. The next
@@ -63,7 +63,6 @@ impl<'a> Sweep<'a> {
     /// After [`Sweep::forward`] of the same micro-batch: gradients of the head and of the residual stream, of
     /// `scale` times the sum of the losses.
     pub fn backward(&self, fabric: &Fabric, store: &mut Store, scale: f32, done: &mut Completion<'_>) -> Result<()> {
-        let device = fabric.device();
         let targets = self.acts.ids[self.micro].targets.all();
         let ((y, stats), state) = (&self.acts.head.norm, &self.acts.head.state);
         let d_norm = &self.acts.gradients.narrow(self.gpt.config().d_model);
@@ -71,7 +70,7 @@ impl<'a> Sweep<'a> {
             let last = chunk + 1 == self.chunks();
             let left = last || self.acts.head.logits.len() > 1;
             let logits = if left { self.columns(chunk) } else { self.logits(fabric, store, chunk)? };
-            cross_entropy::backward(device, &logits, &targets, state, chunk * self.chunk, scale)?;
+            cross_entropy::backward(fabric, &logits, &targets, state, chunk * self.chunk, scale)?;
             for piece in self.pieces(store, chunk) {
                 let head = self.gpt.table().head.weight;
                 let a = logits.columns(piece.in_chunk, piece.rows);
@@ -109,7 +108,7 @@ impl<'a> Sweep<'a> {
         for panel in store.panels(bias) {
             store.begin_operation();
             let gradient = store.gradient_to_add(bias, panel)?.columns(chunk * self.chunk, d_logits.cols);
-            column_sum::run(fabric.device(), d_logits, &gradient, true)?;
+            column_sum::run(fabric, d_logits, &gradient, true)?;
             if chunk == 0 {
                 done.panel(store, bias, panel)?;
             }

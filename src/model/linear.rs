@@ -136,8 +136,8 @@ pub fn norm(
     let gain = store.weight(norm.weight, VECTOR)?;
     let bias = norm.bias.map(|bias| store.weight(bias, VECTOR)).transpose()?;
     match of.norm {
-        Norm::Layer => layer_norm::forward(fabric.device(), x, &gain, bias.as_ref(), of.eps, y, stats)?,
-        Norm::Rms => rms_norm::forward(fabric.device(), x, &gain, 1, of.eps, y, stats)?,
+        Norm::Layer => layer_norm::forward(fabric, x, &gain, bias.as_ref(), of.eps, y, stats)?,
+        Norm::Rms => rms_norm::forward(fabric, x, &gain, 1, of.eps, y, stats)?,
     }
     Ok(())
 }
@@ -154,7 +154,7 @@ pub fn head_norm(
 ) -> Result<()> {
     store.begin_operation();
     let gain = store.weight(gain, VECTOR)?;
-    Ok(rms_norm::forward(fabric.device(), x, &gain, stats.cols, eps, y, stats)?)
+    Ok(rms_norm::forward(fabric, x, &gain, stats.cols, eps, y, stats)?)
 }
 
 /// The operands of the backward pass of a norm.
@@ -182,15 +182,14 @@ pub fn norm_backward(
     if which == Norm::Rms {
         return head_norm_backward(fabric, store, norm.weight, g, done);
     }
-    let device = fabric.device();
     store.begin_operation();
     let (d_gain, fresh) = store.gradient(norm.weight, VECTOR)?;
-    layer_norm::gain_backward(device, g.x, g.stats, g.dy, &d_gain, !fresh)?;
+    layer_norm::gain_backward(fabric, g.x, g.stats, g.dy, &d_gain, !fresh)?;
     done.panel(store, norm.weight, VECTOR)?;
     backward_bias(fabric, store, norm, g.dy, done)?;
     store.begin_operation();
     let gain = store.weight(norm.weight, VECTOR)?;
-    Ok(layer_norm::backward(device, g.x, &gain, g.stats, g.dy, g.residual, g.dx)?)
+    Ok(layer_norm::backward(fabric, g.x, &gain, g.stats, g.dy, g.residual, g.dx)?)
 }
 
 /// The same of an RMS norm, head by head: as many heads as there are statistics of a row.
@@ -201,14 +200,14 @@ pub fn head_norm_backward(
     g: &NormGradient<'_>,
     done: &mut Completion<'_>,
 ) -> Result<()> {
-    let (device, heads) = (fabric.device(), g.stats.cols);
     store.begin_operation();
+    let heads = g.stats.cols;
     let (d_gain, fresh) = store.gradient(gain, VECTOR)?;
-    rms_norm::gain_backward(device, g.x, heads, g.stats, g.dy, &d_gain, !fresh)?;
+    rms_norm::gain_backward(fabric, g.x, heads, g.stats, g.dy, &d_gain, !fresh)?;
     done.panel(store, gain, VECTOR)?;
     store.begin_operation();
     let gain = store.weight(gain, VECTOR)?;
-    Ok(rms_norm::backward(device, g.x, &gain, heads, g.stats, g.dy, g.residual, g.dx)?)
+    Ok(rms_norm::backward(fabric, g.x, &gain, heads, g.stats, g.dy, g.residual, g.dx)?)
 }
 
 fn backward_bias(
@@ -221,7 +220,7 @@ fn backward_bias(
     if let Some(bias) = layer.bias {
         store.begin_operation();
         let (gradient, fresh) = store.gradient(bias, VECTOR)?;
-        column_sum::run(fabric.device(), dy, &gradient, !fresh)?;
+        column_sum::run(fabric, dy, &gradient, !fresh)?;
         done.panel(store, bias, VECTOR)?;
     }
     Ok(())

@@ -2,7 +2,8 @@
 //! not finite.
 //!
 //! A tensor's rows are cut into slots of [`ROWS_PER_SLOT`]; each slot is one tile with its own sum of squares and
-//! count, and one last tile adds all slots in order. Panels begin at multiples of [`GRANULE_ROWS`], so how a tensor is
+//! count, and all slots are added in order: fused by one last tile, on the wafer by a line over all tiles, [`BLOCK_SLOTS`] slots
+//! a tile, whose last one holds the scalars. Panels begin at multiples of [`GRANULE_ROWS`], so how a tensor is
 //! cut into panels cannot change a bit. It knows slots and scalars; it must never know which tensor a panel belongs to.
 //!
 //! Values that are not finite are found on their bits and counted instead of summed. Where all are finite but their
@@ -11,8 +12,12 @@
 
 use rayon::prelude::*;
 
+use super::chain::{Chain, Cut};
+use super::relay::{Axis, Relay};
+use super::schedule::Fabric;
 use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
 use crate::device::{Args, Class, Device, DeviceError, Kernel, Lane, Real, Result, Variant, View, read, write};
+use crate::wafer::Work;
 
 /// Index among the scalars of a step of the loss.
 pub const LOSS: usize = 0;
@@ -29,6 +34,8 @@ pub const SCALARS: usize = 64;
 pub const GRANULE_ROWS: usize = 512;
 /// Rows that one tile sums; divides [`GRANULE_ROWS`].
 pub const ROWS_PER_SLOT: usize = 16;
+/// Slots that a tile adds.
+pub const BLOCK_SLOTS: usize = 64;
 /// Floats of a slot: sum of squares, count of values that are not finite.
 pub const SLOT_FLOATS: usize = 2;
 
@@ -47,7 +54,7 @@ crate::params! {
 }
 
 crate::params! {
-    /// Parameters of the last tile.
+    /// Parameters of the sum over slots, which is one line.
     pub struct FinishParams {
         /// The first slot.
         first: u32,
@@ -57,6 +64,18 @@ crate::params! {
         slots: u32,
         /// Norm to clip to; 0: not at all.
         clip: f32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Slots of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -94,15 +113,15 @@ pub static PARTIAL: Program = Program {
     fault: ("fma(x, x, sum)", "fma(x, x, sum) + vec4<f32>(0.01)"),
 };
 
-/// Adds the slots and derives the scalars of the step: bindings partials, scalars.
+/// Adds the slots and derives the scalars of the step: bindings partials, scalars, carry.
 pub static FINISH: Program = Program {
     kernel: Kernel {
         name: "grad_norm_finish",
         wgsl: include_str!("../../shaders/grad_norm.wgsl"),
-        bindings: &[read("partials", Lane::F32), write("scalars", Lane::F32)],
+        bindings: &[read("partials", Lane::F32), write("scalars", Lane::F32), write("carry", Lane::F32)],
         params: FinishParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        tile_bytes: |v| 4 * carry(v),
         reference_f32: finish_reference,
         reference_f64: finish_reference,
         host: None,
@@ -162,14 +181,45 @@ impl Slots {
 ///
 /// # Errors
 /// [`DeviceError::Usage`] when `clip` is negative or not finite, or a view is too short; what the device says.
-pub fn finish(device: &Device, partials: &View, slots: Slots, clip: f32, scalars: &View) -> Result<()> {
+pub fn finish(fabric: &Fabric, partials: &View, slots: Slots, clip: f32, scalars: &View) -> Result<()> {
+    fabric.relay(&finish_relay(fabric, partials, slots, clip, scalars)?)
+}
+
+/// [`finish`] as the fabric's scheduler sees it.
+///
+/// # Errors
+/// [`DeviceError::Usage`] as [`finish`].
+pub fn finish_relay(
+    fabric: &Fabric,
+    partials: &View,
+    slots: Slots,
+    clip: f32,
+    scalars: &View,
+) -> Result<impl Relay + use<>> {
     let valid = clip.is_finite() && clip >= 0.0 && slots.norm <= slots.finite;
     if !valid || (slots.first + slots.finite) * SLOT_FLOATS > partials.len || scalars.len < SCALARS {
         return Err(DeviceError::Usage(format!("grad_norm: clip {clip}, {slots:?}, {partials:?}, {scalars:?}")));
     }
     let [first, norm_slots, slots] = [slots.first, slots.norm, slots.finite].map(|n| n as u32);
-    let params = FinishParams { first, norm_slots, slots, clip };
-    launch(device, &FINISH.kernel, &params, |_| 1, &[partials.clone(), scalars.clone()])
+    let params = FinishParams { first, norm_slots, slots, clip, ..bytemuck::Zeroable::zeroed() };
+    Ok(Chain {
+        kernel: &FINISH.kernel,
+        work: Work::Grid { len: slots.into() },
+        axis: Axis::Grid,
+        lines: 1,
+        len: slots,
+        block_len: BLOCK_SLOTS as u32,
+        gathers: &[u32::MAX],
+        applies: false,
+        carry: carry(FINISH.kernel.variant(fabric.device().class())) as usize,
+        words: params.words(),
+        views: vec![partials.clone(), scalars.clone()],
+    })
+}
+
+/// Elements that a tile hands on: three sums for each lane.
+fn carry(variant: &Variant) -> u32 {
+    3 * variant.get("WG")
 }
 
 /// The slots of a launch: the elements of each, and where its results go.
@@ -192,10 +242,30 @@ fn partial_reference<F: Real>(args: &mut Args<'_, F>) {
 
 fn finish_reference<F: Real>(args: &mut Args<'_, F>) {
     let p: FinishParams = args.params();
-    let slots = args.read(0).chunks(SLOT_FLOATS).skip(p.first as usize).take(p.slots as usize);
-    let scalars = args.write(1);
-    let norm = slots.clone().take(p.norm_slots as usize).fold(F::zero(), |sum, slot| sum + slot[0]);
-    let (mut total, mut bad) = slots.fold((F::zero(), F::zero()), |(s, n), slot| (s + slot[0], n + slot[1]));
+    let (cut, len) = (Cut::of(&p), carry(args.variant) as usize);
+    let (partials, scalars, carry) = (&args.read(0)[SLOT_FLOATS * p.first as usize..], args.write(1), args.write(2));
+    for tile in 0..args.groups as usize {
+        let span = cut.span(tile, p.slots);
+        let mut own = [F::zero(); 3];
+        let sums = cut.slot(carry, &mut own, tile, len);
+        if span.begins() {
+            sums.fill(F::zero());
+        }
+        for slot in span.from..span.to {
+            let (square, bad) = (partials[SLOT_FLOATS * slot], partials[SLOT_FLOATS * slot + 1]);
+            sums[0] += square;
+            sums[1] += bad;
+            sums[2] += if slot < p.norm_slots as usize { square } else { F::zero() };
+        }
+        if span.ends {
+            derive(p.clip, [sums[0], sums[1], sums[2]], scalars);
+        }
+    }
+}
+
+/// The scalars of a step from the sum of all squares, the count of values that are not finite, and the sum of the squares that
+/// make the norm.
+fn derive<F: Real>(clip: f32, [mut total, mut bad, norm]: [F; 3], scalars: &mut [F]) {
     let largest = F::of(f32::MAX.into());
     if !scalars[LOSS].is_finite() {
         bad += F::one();
@@ -203,9 +273,9 @@ fn finish_reference<F: Real>(args: &mut Args<'_, F>) {
     if total > largest {
         (total, bad) = (largest, bad + F::one());
     }
-    let (norm, clip) = (norm.min(total).sqrt(), F::of(p.clip.into()));
+    let (norm, clip) = (norm.min(total).sqrt(), F::of(clip.into()));
     scalars[GRAD_NORM] = norm;
-    scalars[CLIP_SCALE] = if p.clip > 0.0 { F::one().min(clip / (norm + F::of(1e-6))) } else { F::one() };
+    scalars[CLIP_SCALE] = if clip > F::zero() { F::one().min(clip / (norm + F::of(1e-6))) } else { F::one() };
     scalars[NON_FINITE] = bad;
 }
 
@@ -309,11 +379,14 @@ fn finish_cases() -> Vec<Case> {
             (0..(first + slots) * SLOT_FLOATS).map(|i| if i % 2 == 0 { 0.01 + i as f32 } else { (i % 5 / 4) as f32 });
         let mut scalars = vec![0.25; SCALARS];
         scalars[LOSS] = loss;
-        let params = FinishParams { first: first as u32, norm_slots: norm_slots as u32, slots: slots as u32, clip };
+        let [first_slot, norm_len, len] = [first, norm_slots, slots].map(|n| n as u32);
+        let zero = bytemuck::Zeroable::zeroed();
+        let params = FinishParams { first: first_slot, norm_slots: norm_len, slots: len, clip, ..zero };
         Case {
             label: format!("slots {first}+{norm_slots} of {slots}, clip {clip}, loss {loss}"),
-            fills: vec![Fill::Floats(partials.collect()), Fill::Floats(scalars)],
-            launch: Box::new(move |_| (words(&params), 1)),
+            // The last is the carry, which a launch over all slots leaves as it is.
+            fills: vec![Fill::Floats(partials.collect()), Fill::Floats(scalars), Fill::Poison { len: 8 }],
+            launch: Box::new(move |_| (Cut::whole(params.slots).into_words(&params), 1)),
         }
     };
     let whole = [(1, 0.0, 2.0), (1, 0.05, 2.0), (1, 5.0, 2.0), (37, 1.0, 3.0), (300, 1.0, 3.0)];

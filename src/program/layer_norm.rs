@@ -2,16 +2,28 @@
 //! of the bias is a column sum of dy). It must never know where in a model the norm stands.
 //!
 //! Mean, then variance of the differences from it (two passes: no cancellation of large squares). Forward keeps mean and
-//! reciprocal standard deviation of each row for backward. A tile owns whole rows, for the gain whole columns: where rows
-//! cross tiles on the wafer's fabric, one workgroup plays the whole row in the route's order.
+//! reciprocal standard deviation of each row for backward.
+//!
+//! All three are relays. A line of the first two is a few rows, a block 128 of their columns: sum, then squares go from block
+//! to block of a row forward (both sums backward in one pass), in the order of the row, and then every block uses them. A line of
+//! the gain's gradient is a few columns, a block 64 of their rows, and the last block writes.
 
+mod bound;
 mod cases;
-mod host;
+pub(super) mod host;
+pub(super) mod lines;
+mod reference;
 
-use super::column_sum::{groups as column_groups, tile_bytes as column_bytes};
-use super::matrix::{Place, Rows};
-use super::{EPS, Matrix, Program, launch};
-use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use super::chain::Chain;
+use super::column_sum::{BLOCK_ROWS, groups as column_groups};
+use super::matrix::Rows;
+use super::relay::{Axis, Relay};
+use super::schedule::Fabric;
+use super::{Matrix, Program};
+use crate::device::{Class, Kernel, Lane, Result, Variant, read, write};
+use crate::wafer::Work;
+pub use lines::ROW_BLOCK;
+use lines::{column_bytes, column_carry, line_rows, row_bytes, row_carry};
 
 crate::params! {
     /// Parameters of the forward kernel; places in quads of four floats.
@@ -42,6 +54,18 @@ crate::params! {
         stats_offset: u32,
         /// Quads from one row of `stats` to the next.
         stats_stride: u32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Quads of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -78,6 +102,18 @@ crate::params! {
         dx_offset: u32,
         /// Quads from one row of `dx` to the next.
         dx_stride: u32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Quads of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -104,6 +140,18 @@ crate::params! {
         dy_stride: u32,
         /// First quad of `dgain`.
         dgain_offset: u32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Rows of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -140,7 +188,7 @@ const WGSL: &str = include_str!("../../shaders/layer_norm.wgsl");
 /// The three programs.
 pub static PROGRAMS: [&Program; 3] = [&FORWARD, &BACKWARD, &GAIN_BACKWARD];
 
-/// `y = norm(x) * gain (+ bias)`: bindings x, gain, bias, y, stats.
+/// `y = norm(x) * gain (+ bias)`: bindings x, gain, bias, y, stats, carry.
 pub static FORWARD: Program = Program {
     kernel: Kernel {
         name: "layer_norm_forward",
@@ -151,20 +199,21 @@ pub static FORWARD: Program = Program {
             read("bias", Lane::Vec4),
             write("y", Lane::Vec4),
             write("stats", Lane::Vec4),
+            write("carry", Lane::Vec4),
         ],
         params: ForwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: row_bytes,
-        reference_f32: forward_reference,
-        reference_f64: forward_reference,
+        tile_bytes: |v| row_bytes(v, 1),
+        reference_f32: reference::forward,
+        reference_f64: reference::forward,
         host: Some(host::forward),
     },
-    bound: forward_bound,
+    bound: bound::forward,
     cases: cases::forward,
     fault: ("variance + p.eps", "variance"),
 };
 
-/// `dx = the gradient through the norm (+ residual)`: bindings x, gain, stats, dy, residual, dx.
+/// `dx = the gradient through the norm (+ residual)`: bindings x, gain, stats, dy, residual, dx, carry.
 pub static BACKWARD: Program = Program {
     kernel: Kernel {
         name: "layer_norm_backward",
@@ -176,20 +225,21 @@ pub static BACKWARD: Program = Program {
             read("dy", Lane::Vec4),
             read("residual", Lane::Vec4),
             write("dx", Lane::Vec4),
+            write("carry", Lane::Vec4),
         ],
         params: BackwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: row_bytes,
-        reference_f32: backward_reference,
-        reference_f64: backward_reference,
+        tile_bytes: |v| row_bytes(v, 2),
+        reference_f32: reference::backward,
+        reference_f64: reference::backward,
         host: Some(host::backward),
     },
-    bound: backward_bound,
+    bound: bound::backward,
     cases: cases::backward,
     fault: ("h - sums.x", "h"),
 };
 
-/// `dgain (+)= column sums of dy * norm(x)`: bindings x, stats, dy, dgain.
+/// `dgain (+)= column sums of dy * norm(x)`: bindings x, stats, dy, dgain, carry.
 pub static GAIN_BACKWARD: Program = Program {
     kernel: Kernel {
         name: "layer_norm_gain_backward",
@@ -199,27 +249,23 @@ pub static GAIN_BACKWARD: Program = Program {
             read("stats", Lane::Vec4),
             read("dy", Lane::Vec4),
             write("dgain", Lane::Vec4),
+            write("carry", Lane::Vec4),
         ],
         params: GainParams::FIELDS,
         variants: COLUMN_VARIANTS,
         tile_bytes: column_bytes,
-        reference_f32: gain_reference,
-        reference_f64: gain_reference,
+        reference_f32: reference::gain_backward,
+        reference_f64: reference::gain_backward,
         host: Some(host::gain_backward),
     },
-    bound: gain_bound,
+    bound: bound::gain_backward,
     cases: cases::gain_backward,
     fault: ("- moments.x)", ")"),
 };
 
-/// Two sums of four floats in each lane.
-fn row_bytes(variant: &Variant) -> u32 {
-    variant.get("WG") * 32
-}
-
 /// Tiles that cover `rows` rows.
 pub(super) fn row_groups(rows: u32, variant: &Variant) -> u32 {
-    rows.div_ceil(variant.get("WG") / variant.get("LANES"))
+    rows.div_ceil(line_rows(variant))
 }
 
 /// Queues `y = (x - mean) * rstd * gain (+ bias)`. `x` and `y` are of one shape, `gain` and `bias` one row of it; `stats`
@@ -232,7 +278,7 @@ pub(super) fn row_groups(rows: u32, variant: &Variant) -> u32 {
 /// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
 /// says otherwise.
 pub fn forward(
-    device: &Device,
+    fabric: &Fabric,
     x: &Matrix,
     gain: &Matrix,
     bias: Option<&Matrix>,
@@ -240,6 +286,22 @@ pub fn forward(
     y: &Matrix,
     stats: &Matrix,
 ) -> Result<()> {
+    fabric.relay(&forward_relay(fabric, x, gain, bias, eps, y, stats))
+}
+
+/// [`forward`] as the fabric's scheduler sees it.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_relay(
+    fabric: &Fabric,
+    x: &Matrix,
+    gain: &Matrix,
+    bias: Option<&Matrix>,
+    eps: f32,
+    y: &Matrix,
+    stats: &Matrix,
+) -> impl Relay + use<> {
     let biased = bias.is_some() as u32;
     // Without a bias, the gain stands in its place for reading and is not read there.
     let bias = bias.unwrap_or(gain);
@@ -263,9 +325,11 @@ pub fn forward(
         y_stride,
         stats_offset,
         stats_stride,
+        ..bytemuck::Zeroable::zeroed()
     };
     let views = [x, gain, bias, y, stats].map(|m| m.view.clone());
-    launch(device, &FORWARD.kernel, &params, |v| row_groups(rows, v), &views)
+    let class = fabric.device().class();
+    Chain { words: params.words(), views: views.into(), ..over_rows(&FORWARD, class, x, [1, 1]) }
 }
 
 /// Queues `dx = the gradient through the norm (+ residual)`. `x`, `dy`, `residual` and `dx` are of one shape, `dx` is no
@@ -278,7 +342,7 @@ pub fn forward(
 /// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
 /// says otherwise.
 pub fn backward(
-    device: &Device,
+    fabric: &Fabric,
     x: &Matrix,
     gain: &Matrix,
     stats: &Matrix,
@@ -286,6 +350,22 @@ pub fn backward(
     residual: Option<&Matrix>,
     dx: &Matrix,
 ) -> Result<()> {
+    fabric.relay(&backward_relay(fabric, x, gain, stats, dy, residual, dx))
+}
+
+/// [`backward`] as the fabric's scheduler sees it.
+///
+/// # Panics
+/// As [`backward`].
+pub fn backward_relay(
+    fabric: &Fabric,
+    x: &Matrix,
+    gain: &Matrix,
+    stats: &Matrix,
+    dy: &Matrix,
+    residual: Option<&Matrix>,
+    dx: &Matrix,
+) -> impl Relay + use<> {
     let bypassed = residual.is_some() as u32;
     // Without one, dy stands in its place for reading and is not read there.
     let residual = residual.unwrap_or(dy);
@@ -311,9 +391,11 @@ pub fn backward(
         residual_stride,
         dx_offset,
         dx_stride,
+        ..bytemuck::Zeroable::zeroed()
     };
     let views = [x, gain, stats, dy, residual, dx].map(|m| m.view.clone());
-    launch(device, &BACKWARD.kernel, &params, |v| row_groups(rows, v), &views)
+    let class = fabric.device().class();
+    Chain { words: params.words(), views: views.into(), ..over_rows(&BACKWARD, class, x, [2]) }
 }
 
 /// Queues `dgain (+)= column sums of dy * (x - mean) * rstd`; `dgain` is one row, `stats` is what [`forward`] wrote.
@@ -325,13 +407,28 @@ pub fn backward(
 /// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
 /// says otherwise.
 pub fn gain_backward(
-    device: &Device,
+    fabric: &Fabric,
     x: &Matrix,
     stats: &Matrix,
     dy: &Matrix,
     dgain: &Matrix,
     accumulate: bool,
 ) -> Result<()> {
+    fabric.relay(&gain_relay(fabric, x, stats, dy, dgain, accumulate))
+}
+
+/// [`gain_backward`] as the fabric's scheduler sees it.
+///
+/// # Panics
+/// As [`gain_backward`].
+pub fn gain_relay(
+    fabric: &Fabric,
+    x: &Matrix,
+    stats: &Matrix,
+    dy: &Matrix,
+    dgain: &Matrix,
+    accumulate: bool,
+) -> impl Relay + use<> {
     let Rows { rows, quads } = Rows::of(&[x, dy]);
     expect_row(dgain, x);
     expect_stats(stats, x);
@@ -348,9 +445,11 @@ pub fn gain_backward(
         dy_offset,
         dy_stride,
         dgain_offset: dgain.place().0,
+        ..bytemuck::Zeroable::zeroed()
     };
     let views = [x, stats, dy, dgain].map(|m| m.view.clone());
-    launch(device, &GAIN_BACKWARD.kernel, &params, |v| column_groups(quads, v), &views)
+    let class = fabric.device().class();
+    Chain { words: params.words(), views: views.into(), ..over_columns(&GAIN_BACKWARD, class, dgain, rows) }
 }
 
 fn expect_row(row: &Matrix, x: &Matrix) {
@@ -365,162 +464,39 @@ fn expect_stats(stats: &Matrix, x: &Matrix) {
     );
 }
 
-/// Goes through the rows: `norm` writes the columns of one row of y and returns its two stats.
-fn forward_rows<F: Real>(args: &mut Args<'_, F>, norm: impl Fn(&[F], &[F], Option<&[F]>, F, &mut [F]) -> [F; 2]) {
-    let p: ForwardParams = args.params();
-    let (x, gain, bias, y, stats) = (args.read(0), args.read(1), args.read(2), args.write(3), args.write(4));
-    let (rows, pair, n) = (Rows { rows: p.rows, quads: p.quads }, Rows { rows: p.rows, quads: 2 }, p.cols as usize);
-    let gain = &rows.row(gain, (p.gain_offset, 0), 0)[..n];
-    let bias = (p.biased == 1).then(|| &rows.row(bias, (p.bias_offset, 0), 0)[..n]);
-    for r in 0..p.rows {
-        let y = rows.row_mut(y, (p.y_offset, p.y_stride), r);
-        let x = &rows.row(x, (p.x_offset, p.x_stride), r)[..n];
-        let kept = pair.row_mut(stats, (p.stats_offset, p.stats_stride), r);
-        kept.fill(F::zero());
-        kept[..2].copy_from_slice(&norm(x, gain, bias, F::of(p.eps as f64), &mut y[..n]));
-        y[n..].fill(F::zero());
+/// A relay along the rows of `x`, with so many sums side by side in each of its passes; its operands are to be put in.
+pub(super) fn over_rows<const N: usize>(program: &'static Program, class: Class, x: &Matrix, sums: [u32; N]) -> Chain {
+    let (rows, variant) = (x.rows as u32, program.kernel.variant(class));
+    let all = sums.iter().sum::<u32>().into();
+    Chain {
+        kernel: &program.kernel,
+        work: Work::Rows { lines: rows.into(), len: x.cols as u64, sums: all },
+        axis: Axis::Row,
+        lines: row_groups(rows, variant),
+        len: x.quads(),
+        block_len: ROW_BLOCK,
+        gathers: &[u32::MAX; N],
+        applies: true,
+        carry: row_carry(class, variant, sums.into_iter().fold(0, u32::max)),
+        words: vec![],
+        views: vec![],
     }
 }
 
-fn moments<F: Real>(x: &[F], eps: F) -> (F, F) {
-    let n = F::of(x.len() as f64);
-    let mean = x.iter().copied().sum::<F>() / n;
-    let variance = x.iter().map(|&x| (x - mean) * (x - mean)).sum::<F>() / n;
-    (mean, F::one() / (variance + eps).sqrt())
-}
-
-fn forward_reference<F: Real>(args: &mut Args<'_, F>) {
-    forward_rows(args, |x, gain, bias, eps, y| {
-        let (mean, rstd) = moments(x, eps);
-        for (c, y) in y.iter_mut().enumerate() {
-            *y = (x[c] - mean) * rstd * gain[c] + bias.map_or(F::zero(), |b| b[c]);
-        }
-        [mean, rstd]
-    });
-}
-
-/// Sums of n terms in any order are off by n EPS of the sum of absolute values; division is good to 5 EPS, and so is sqrt.
-/// The error of the mean shifts every difference alike: as the true differences sum to 0, it enters the variance squared.
-fn forward_bound(args: &mut Args<'_, f64>) {
-    forward_rows(args, |x, gain, bias, eps, y| {
-        let n = x.len() as f64;
-        let (mean, rstd) = moments(x, eps);
-        let mean_error = EPS * (n * x.iter().map(|x| x.abs()).sum::<f64>() / n + 5.0 * mean.abs());
-        let variance = (1.0 / (rstd * rstd) - eps).max(0.0);
-        let variance_error = EPS * (n + 9.0) * variance + mean_error * mean_error;
-        let relative = 0.5 * (variance_error * rstd * rstd + EPS) + 10.0 * EPS;
-        for (c, y) in y.iter_mut().enumerate() {
-            let (scaled, bias) = ((x[c] - mean) * rstd * gain[c], bias.map_or(0.0, |b| b[c]));
-            *y = (rstd * gain[c]).abs() * mean_error
-                + scaled.abs() * (relative + 3.0 * EPS)
-                + EPS * (scaled + bias).abs();
-        }
-        [mean_error, rstd * relative]
-    });
-}
-
-/// One row of the backward pass.
-struct Row<'a, F> {
-    x: &'a [F],
-    gain: &'a [F],
-    mean: F,
-    rstd: F,
-    dy: &'a [F],
-    residual: Option<&'a [F]>,
-}
-
-/// The row at `r`, its columns only.
-fn row_at<'a, F: Real>(p: &BackwardParams, bound: [&'a [F]; 5], r: u32) -> Row<'a, F> {
-    let [x, gain, stats, dy, residual] = bound;
-    let rows = Rows { rows: p.rows, quads: p.quads };
-    let cut = |cells: &'a [F], place: Place, r| &rows.row(cells, place, r)[..p.cols as usize];
-    let moments = Rows { rows: p.rows, quads: 1 }.row(stats, (p.stats_offset, p.stats_stride), r);
-    Row {
-        x: cut(x, (p.x_offset, p.x_stride), r),
-        gain: cut(gain, (p.gain_offset, 0), 0),
-        mean: moments[0],
-        rstd: moments[1],
-        dy: cut(dy, (p.dy_offset, p.dy_stride), r),
-        residual: (p.bypassed == 1).then(|| cut(residual, (p.residual_offset, p.residual_stride), r)),
+/// A relay down `rows` rows into a row of sums; its operands are to be put in.
+pub(super) fn over_columns(program: &'static Program, class: Class, sums: &Matrix, rows: u32) -> Chain {
+    let variant = program.kernel.variant(class);
+    Chain {
+        kernel: &program.kernel,
+        work: Work::Columns { lines: sums.cols as u64, len: rows.into() },
+        axis: Axis::Column,
+        lines: column_groups(sums.quads(), variant),
+        len: rows,
+        block_len: BLOCK_ROWS,
+        gathers: &[u32::MAX],
+        applies: false,
+        carry: column_carry(class, variant),
+        words: vec![],
+        views: vec![],
     }
-}
-
-fn backward_rows<F: Real>(args: &mut Args<'_, F>, differentiate: impl Fn(Row<'_, F>, &mut [F])) {
-    let p: BackwardParams = args.params();
-    let (bound, dx) = (std::array::from_fn(|i| args.read(i)), args.write(5));
-    let rows = Rows { rows: p.rows, quads: p.quads };
-    for r in 0..p.rows {
-        let (dx, padding) = rows.row_mut(dx, (p.dx_offset, p.dx_stride), r).split_at_mut(p.cols as usize);
-        differentiate(row_at(&p, bound, r), dx);
-        padding.fill(F::zero());
-    }
-}
-
-impl<F: Real> Row<'_, F> {
-    /// The normalised x and the gradient that reaches it, at column c.
-    fn normal(&self, c: usize) -> (F, F) {
-        ((self.x[c] - self.mean) * self.rstd, self.gain[c] * self.dy[c])
-    }
-
-    /// Means over the row of `h` and of `h * normal`, each through `f`.
-    fn means(&self, f: fn(F) -> F) -> (F, F) {
-        let n = F::of(self.x.len() as f64);
-        let (plain, leaning) = (0..self.x.len()).fold((F::zero(), F::zero()), |(plain, leaning), c| {
-            let (normal, h) = self.normal(c);
-            (plain + f(h), leaning + f(h * normal))
-        });
-        (plain / n, leaning / n)
-    }
-}
-
-fn backward_reference<F: Real>(args: &mut Args<'_, F>) {
-    backward_rows(args, |row, dx| {
-        let (plain, leaning) = row.means(|x| x);
-        for (c, dx) in dx.iter_mut().enumerate() {
-            let (normal, h) = row.normal(c);
-            *dx = row.rstd * (h - plain - normal * leaning) + row.residual.map_or(F::zero(), |g| g[c]);
-        }
-    });
-}
-
-/// The stats are inputs here, so the differences from the mean carry one rounding each; the two sums n more.
-fn backward_bound(args: &mut Args<'_, f64>) {
-    backward_rows(args, |row, dx| {
-        let n = row.x.len() as f64;
-        let ((plain, leaning), (plain_terms, leaning_terms)) = (row.means(|x| x), row.means(f64::abs));
-        for (c, dx) in dx.iter_mut().enumerate() {
-            let (normal, h) = row.normal(c);
-            let sums = EPS * ((n + 6.0) * plain_terms + (n + 9.0) * normal.abs() * leaning_terms);
-            let terms = h.abs() + plain.abs() + (normal * leaning).abs();
-            let through = row.rstd * (h - plain - normal * leaning);
-            let residual = row.residual.map_or(0.0, |g| g[c]);
-            *dx = row.rstd.abs() * (sums + 6.0 * EPS * terms) + EPS * (through.abs() + (through + residual).abs());
-        }
-    });
-}
-
-/// Goes down each column with `add`, then merges with what `dgain` held (0 when it does not accumulate).
-fn gain_columns<F: Real>(args: &mut Args<'_, F>, add: impl Fn(F, F) -> F, merge: impl Fn(F, F) -> F) {
-    let p: GainParams = args.params();
-    let (x, stats, dy, dgain) = (args.read(0), args.read(1), args.read(2), args.write(3));
-    let (rows, pair) = (Rows { rows: p.rows, quads: p.quads }, Rows { rows: p.rows, quads: 1 });
-    for (c, dgain) in rows.row_mut(dgain, (p.dgain_offset, 0), 0).iter_mut().enumerate() {
-        let column = (0..p.rows).map(|r| {
-            let moments = pair.row(stats, (p.stats_offset, p.stats_stride), r);
-            let normal = (rows.row(x, (p.x_offset, p.x_stride), r)[c] - moments[0]) * moments[1];
-            rows.row(dy, (p.dy_offset, p.dy_stride), r)[c] * normal
-        });
-        let old = if p.accumulate == 1 { *dgain } else { F::zero() };
-        *dgain = merge(old, column.fold(F::zero(), &add));
-    }
-}
-
-fn gain_reference<F: Real>(args: &mut Args<'_, F>) {
-    gain_columns(args, |total, term| total + term, |old, total| old + total);
-}
-
-fn gain_bound(args: &mut Args<'_, f64>) {
-    let p: GainParams = args.params();
-    let n = f64::from(p.rows);
-    gain_columns(args, |total, term| total + term.abs(), |old, total| EPS * ((n + 3.0) * total + old.abs()));
 }

@@ -10,11 +10,13 @@
 
 mod host;
 mod reference;
+mod stream;
 
-use super::schedule::{Block, Fabric, Round, Source, Stepwise};
+use super::schedule::{Block, Fabric, Origin, Round, Routing, Schedule, Source, Stepwise};
 use super::{Case, Fill, Matrix, Program};
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Lane, Launch, Result, Variant, View, read, write};
 use crate::wafer::{Cost, Product, Route, Wafer, Work};
+use stream::Stream;
 
 /// Depth of one chunk of a contraction on the host. Panels of an operand whose rows are contracted are multiples of it.
 pub const PANEL_ROWS: usize = 512;
@@ -208,7 +210,23 @@ impl Form {
 /// # Errors
 /// [`DeviceError::Usage`] when shapes or offsets do not fit; else what the device says.
 pub fn run(fabric: &Fabric, m: &Matmul<'_>) -> Result<()> {
-    fabric.run(&stepwise(fabric, m)?)
+    let tiled = Tiled::new(m, m.form.program().kernel.variant(fabric.device().class()))?;
+    match (fabric.schedule(), fabric.routing()) {
+        (Schedule::Superstep, Routing::WeightStream) => Stream::new(&tiled).run(fabric),
+        _ => fabric.run(&tiled),
+    }
+}
+
+/// What a product costs in supersteps by the route of a fabric, in closed form.
+///
+/// # Errors
+/// As [`run`].
+pub fn cost(fabric: &Fabric, m: &Matmul<'_>) -> Result<Cost> {
+    let tiled = Tiled::new(m, m.form.program().kernel.variant(fabric.device().class()))?;
+    Ok(match fabric.routing() {
+        Routing::WeightStream => Stream::new(&tiled).cost(fabric.wafer()),
+        Routing::Broadcast => tiled.cost(fabric.wafer()),
+    })
 }
 
 /// The product as the fabric's scheduler sees it, in the variant that the device takes by default.
@@ -254,6 +272,25 @@ impl<'a> Tiled<'a> {
         Ok(Tiled { product: *m, variant, params })
     }
 
+    /// f32 elements of A and of B that travel, each once, with the padding that is moved along.
+    fn elements(&self) -> (u64, u64) {
+        let whole = |m: &Matrix| (m.rows * m.cols.next_multiple_of(4)) as u64;
+        (whole(self.product.a), whole(self.product.b))
+    }
+
+    /// Block (i, j) of C, with its padding.
+    fn result(&self, i: u32, j: u32) -> Block {
+        let (c, rows, cols) = (self.product.c, self.get("TM"), self.get("TN"));
+        let (row, col) = (i as usize * rows, j as usize * cols);
+        Block {
+            buffer: c.view.buffer.clone(),
+            offset: c.view.offset + c.offset + row * c.stride + col,
+            stride: c.stride,
+            rows: rows.min(c.rows - row),
+            cols: cols.min(self.params.c_cols as usize - col),
+        }
+    }
+
     fn get(&self, name: &str) -> usize {
         self.variant.get(name) as usize
     }
@@ -273,6 +310,11 @@ impl MatmulParams {
     fn of(m: usize, n: usize, k: usize) -> MatmulParams {
         let c_cols = n.next_multiple_of(8) as u32;
         MatmulParams { m: m as u32, n: n as u32, k: k as u32, c_cols, ..bytemuck::Zeroable::zeroed() }
+    }
+
+    /// The element of C at a row and a column. Its first may lie before what is bound: places wrap at 2^32, as in WGSL.
+    fn c_at(&self, row: usize, col: usize) -> usize {
+        self.c_base.wrapping_add((row * self.c_stride as usize + col) as u32) as usize
     }
 
     /// All steps on all blocks, operands in place at offsets and strides.
@@ -313,15 +355,7 @@ impl Stepwise for Tiled<'_> {
     fn cost(&self, wafer: &Wafer) -> Cost {
         let MatmulParams { m, n, k, .. } = self.params;
         let block = |size: u32, name: &str| (size.into(), self.variant.get(name).into());
-        // Rows travel with the padding that makes them whole vectors of four.
-        let elements = |x: &Matrix| (x.rows * x.cols.next_multiple_of(4)) as u64;
-        Product {
-            m: block(m, "TM"),
-            n: block(n, "TN"),
-            k: block(k, "KB"),
-            elements: (elements(self.product.a), elements(self.product.b)),
-        }
-        .superstep(wafer)
+        Product { m: block(m, "TM"), n: block(n, "TN"), k: block(k, "KB"), elements: self.elements() }.superstep(wafer)
     }
 
     fn blocks(&self) -> (u32, u32) {
@@ -365,6 +399,11 @@ impl Stepwise for Tiled<'_> {
             // Padding travels too: kernels read whole vectors of four.
             cols: cols.min(source.cols.next_multiple_of(4) - col),
         })
+    }
+
+    fn origin(&self, i: u32, j: u32, step: u32, operand: usize) -> Origin {
+        let route = if operand == 0 { Route::BroadcastRow } else { Route::BroadcastColumn };
+        Origin { owner: route.block(i, j, step), passed: None }
     }
 
     fn launch(

@@ -7,12 +7,15 @@
 pub mod activation;
 pub mod adafactor;
 pub mod adamw;
+pub mod all_reduce;
 pub mod attention;
+mod chain;
 pub mod check;
 pub mod column_sum;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod exchange;
 pub mod grad_norm;
 pub mod initial;
 pub mod layer_norm;
@@ -124,6 +127,7 @@ pub fn all() -> Vec<&'static Program> {
     all.extend(residual_add::PROGRAMS);
     all.extend(cross_entropy::PROGRAMS);
     all.extend(column_sum::PROGRAMS);
+    all.extend(all_reduce::PROGRAMS);
     all.extend(grad_norm::PROGRAMS);
     all.extend(adamw::PROGRAMS);
     all.extend(sgd::PROGRAMS);

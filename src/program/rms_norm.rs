@@ -3,17 +3,28 @@
 //!
 //! With one part the row is normalised as a whole. With more, each part is normalised alone, and all share one gain of a
 //! part's columns: heads of queries and keys lie side by side in a row so. Forward keeps the reciprocal root of each part
-//! for backward. A tile owns whole parts, for the gain whole columns: where rows cross tiles on the wafer's fabric, one
-//! workgroup plays the whole row in the route's order.
+//! for backward.
+//!
+//! Rows of one part and the gain's gradient are relays, as those of layer norm. Of rows of several parts each part lies whole on a
+//! tile: nothing travels, and both schedules are one and the same launch.
 
+mod bound;
 mod cases;
 mod host;
+mod reference;
 
+use std::ops::Range;
+
+use super::chain::Chain;
 use super::column_sum::groups as column_groups;
-use super::layer_norm::{COLUMN_VARIANTS, ROW_VARIANTS, row_groups};
-use super::matrix::{Place, Rows};
-use super::{EPS, Matrix, Program, launch};
-use crate::device::{Args, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use super::layer_norm::lines::{At, column_bytes, row_bytes};
+use super::layer_norm::{COLUMN_VARIANTS, ROW_VARIANTS, over_columns, over_rows, row_groups};
+use super::matrix::Rows;
+use super::relay::{Axis, Part, Relay};
+use super::schedule::Fabric;
+use super::{Matrix, Program};
+use crate::device::{Buffer, Device, Kernel, Lane, Result, View, read, write};
+use crate::wafer::Work;
 
 crate::params! {
     /// Parameters of the forward kernel; places in quads of four floats.
@@ -44,6 +55,18 @@ crate::params! {
         stats_stride: u32,
         /// Quads of a row of `stats`, padding included.
         stats_quads: u32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Quads of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -82,6 +105,18 @@ crate::params! {
         dx_offset: u32,
         /// Quads from one row of `dx` to the next.
         dx_stride: u32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Quads of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -112,6 +147,18 @@ crate::params! {
         dy_stride: u32,
         /// First quad of `dgain`.
         dgain_offset: u32,
+        /// Passes to run, one a bit.
+        passes: u32,
+        /// First line.
+        first_line: u32,
+        /// First block of each line.
+        first_block: u32,
+        /// Blocks of each line.
+        blocks: u32,
+        /// Rows of a block.
+        block_len: u32,
+        /// 1: a tile begins with what it carries, and leaves there what it hands on.
+        carried: u32,
     }
 }
 
@@ -120,25 +167,31 @@ const WGSL: &str = include_str!("../../shaders/rms_norm.wgsl");
 /// The three programs.
 pub static PROGRAMS: [&Program; 3] = [&FORWARD, &BACKWARD, &GAIN_BACKWARD];
 
-/// `y = norm(x) * gain`: bindings x, gain, y, stats.
+/// `y = norm(x) * gain`: bindings x, gain, y, stats, carry.
 pub static FORWARD: Program = Program {
     kernel: Kernel {
         name: "rms_norm_forward",
         wgsl: WGSL,
-        bindings: &[read("x", Lane::Vec4), read("gain", Lane::Vec4), write("y", Lane::Vec4), write("stats", Lane::F32)],
+        bindings: &[
+            read("x", Lane::Vec4),
+            read("gain", Lane::Vec4),
+            write("y", Lane::Vec4),
+            write("stats", Lane::F32),
+            write("carry", Lane::Vec4),
+        ],
         params: ForwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: part_bytes,
-        reference_f32: forward_reference,
-        reference_f64: forward_reference,
+        tile_bytes: |v| row_bytes(v, 1),
+        reference_f32: reference::forward,
+        reference_f64: reference::forward,
         host: Some(host::forward),
     },
-    bound: forward_bound,
+    bound: bound::forward,
     cases: cases::forward,
     fault: ("square + p.eps", "square"),
 };
 
-/// `dx = the gradient through the norm (+ residual)`: bindings x, gain, stats, dy, residual, dx.
+/// `dx = the gradient through the norm (+ residual)`: bindings x, gain, stats, dy, residual, dx, carry.
 pub static BACKWARD: Program = Program {
     kernel: Kernel {
         name: "rms_norm_backward",
@@ -150,20 +203,21 @@ pub static BACKWARD: Program = Program {
             read("dy", Lane::Vec4),
             read("residual", Lane::Vec4),
             write("dx", Lane::Vec4),
+            write("carry", Lane::Vec4),
         ],
         params: BackwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: part_bytes,
-        reference_f32: backward_reference,
-        reference_f64: backward_reference,
+        tile_bytes: |v| row_bytes(v, 1),
+        reference_f32: reference::backward,
+        reference_f64: reference::backward,
         host: Some(host::backward),
     },
-    bound: backward_bound,
+    bound: bound::backward,
     cases: cases::backward,
     fault: ("h - normal * lean", "h"),
 };
 
-/// `dgain (+)= sums over rows and parts of dy * norm(x)`: bindings x, stats, dy, dgain.
+/// `dgain (+)= sums over rows and parts of dy * norm(x)`: bindings x, stats, dy, dgain, carry.
 pub static GAIN_BACKWARD: Program = Program {
     kernel: Kernel {
         name: "rms_norm_gain_backward",
@@ -173,23 +227,19 @@ pub static GAIN_BACKWARD: Program = Program {
             read("stats", Lane::F32),
             read("dy", Lane::Vec4),
             write("dgain", Lane::Vec4),
+            write("carry", Lane::Vec4),
         ],
         params: GainParams::FIELDS,
         variants: COLUMN_VARIANTS,
-        tile_bytes: super::column_sum::tile_bytes,
-        reference_f32: gain_reference,
-        reference_f64: gain_reference,
+        tile_bytes: column_bytes,
+        reference_f32: reference::gain_backward,
+        reference_f64: reference::gain_backward,
         host: Some(host::gain_backward),
     },
-    bound: gain_bound,
+    bound: bound::gain_backward,
     cases: cases::gain_backward,
     fault: ("stats[kept + part]", "stats[kept]"),
 };
-
-/// One sum of four floats in each lane.
-fn part_bytes(variant: &Variant) -> u32 {
-    variant.get("WG") * 16
-}
 
 /// Queues `y = x * r * gain`, `r = 1 / sqrt(mean(x^2) + eps)` over each of the `parts` equal parts of a row. `x` and `y`
 /// are of one shape and not one buffer, `gain` is one row of a part's columns; `stats` (rows x parts) receives r.
@@ -201,7 +251,7 @@ fn part_bytes(variant: &Variant) -> u32 {
 /// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
 /// says otherwise.
 pub fn forward(
-    device: &Device,
+    fabric: &Fabric,
     x: &Matrix,
     gain: &Matrix,
     parts: usize,
@@ -209,6 +259,22 @@ pub fn forward(
     y: &Matrix,
     stats: &Matrix,
 ) -> Result<()> {
+    fabric.relay(&forward_relay(fabric, x, gain, parts, eps, y, stats))
+}
+
+/// [`forward`] as the fabric's scheduler sees it.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_relay(
+    fabric: &Fabric,
+    x: &Matrix,
+    gain: &Matrix,
+    parts: usize,
+    eps: f32,
+    y: &Matrix,
+    stats: &Matrix,
+) -> impl Relay + use<> {
     let Rows { rows, quads } = Rows::of(&[x, y]);
     let cols = part_cols(x, parts);
     expect_gain(gain, cols, quads - (parts as u32 - 1) * (cols / 4));
@@ -229,9 +295,10 @@ pub fn forward(
         stats_offset,
         stats_stride,
         stats_quads: stats.quads(),
+        ..bytemuck::Zeroable::zeroed()
     };
     let views = [x, gain, y, stats].map(|m| m.view.clone());
-    launch(device, &FORWARD.kernel, &params, |v| row_groups(rows * params.parts, v), &views)
+    along(fabric, &FORWARD, x, parts, params.words(), views.into())
 }
 
 /// Queues `dx = the gradient through the norm (+ residual)`. `x`, `dy`, `residual` and `dx` are of one shape, `dx` is no
@@ -245,7 +312,7 @@ pub fn forward(
 /// says otherwise.
 #[allow(clippy::too_many_arguments)] // each is an operand of the formula
 pub fn backward(
-    device: &Device,
+    fabric: &Fabric,
     x: &Matrix,
     gain: &Matrix,
     parts: usize,
@@ -254,6 +321,24 @@ pub fn backward(
     residual: Option<&Matrix>,
     dx: &Matrix,
 ) -> Result<()> {
+    fabric.relay(&backward_relay(fabric, x, gain, parts, stats, dy, residual, dx))
+}
+
+/// [`backward`] as the fabric's scheduler sees it.
+///
+/// # Panics
+/// As [`backward`].
+#[allow(clippy::too_many_arguments)] // each is an operand of the formula
+pub fn backward_relay(
+    fabric: &Fabric,
+    x: &Matrix,
+    gain: &Matrix,
+    parts: usize,
+    stats: &Matrix,
+    dy: &Matrix,
+    residual: Option<&Matrix>,
+    dx: &Matrix,
+) -> impl Relay + use<> {
     let bypassed = residual.is_some() as u32;
     // Without one, dy stands in its place for reading and is not read there.
     let residual = residual.unwrap_or(dy);
@@ -281,9 +366,10 @@ pub fn backward(
         residual_stride,
         dx_offset,
         dx_stride,
+        ..bytemuck::Zeroable::zeroed()
     };
     let views = [x, gain, stats, dy, residual, dx].map(|m| m.view.clone());
-    launch(device, &BACKWARD.kernel, &params, |v| row_groups(rows * params.parts, v), &views)
+    along(fabric, &BACKWARD, x, parts, params.words(), views.into())
 }
 
 /// Queues `dgain (+)= sums over rows and parts of dy * x * r`; `dgain` is one row of a part's columns, `stats` is what
@@ -296,7 +382,7 @@ pub fn backward(
 /// [`DeviceError::Usage`](crate::device::DeviceError::Usage) when the views do not fit the declaration; what the device
 /// says otherwise.
 pub fn gain_backward(
-    device: &Device,
+    fabric: &Fabric,
     x: &Matrix,
     parts: usize,
     stats: &Matrix,
@@ -304,6 +390,22 @@ pub fn gain_backward(
     dgain: &Matrix,
     accumulate: bool,
 ) -> Result<()> {
+    fabric.relay(&gain_relay(fabric, x, parts, stats, dy, dgain, accumulate))
+}
+
+/// [`gain_backward`] as the fabric's scheduler sees it.
+///
+/// # Panics
+/// As [`gain_backward`].
+pub fn gain_relay(
+    fabric: &Fabric,
+    x: &Matrix,
+    parts: usize,
+    stats: &Matrix,
+    dy: &Matrix,
+    dgain: &Matrix,
+    accumulate: bool,
+) -> impl Relay + use<> {
     let Rows { rows, .. } = Rows::of(&[x, dy]);
     let cols = part_cols(x, parts);
     expect_gain(dgain, cols, cols.div_ceil(4));
@@ -323,9 +425,11 @@ pub fn gain_backward(
         dy_offset,
         dy_stride,
         dgain_offset: dgain.place().0,
+        ..bytemuck::Zeroable::zeroed()
     };
     let views = [x, stats, dy, dgain].map(|m| m.view.clone());
-    launch(device, &GAIN_BACKWARD.kernel, &params, |v| column_groups(params.quads, v), &views)
+    let class = fabric.device().class();
+    Chain { words: params.words(), views: views.into(), ..over_columns(&GAIN_BACKWARD, class, dgain, rows) }
 }
 
 /// Columns of one of the parts.
@@ -346,162 +450,76 @@ fn expect_stats(stats: &Matrix, x: &Matrix, parts: usize) {
     assert!(fits, "{stats:?} does not hold {parts} roots for a row of {x:?}");
 }
 
-/// Goes through the parts: `norm` writes the columns of one part of y and returns what `stats` keeps of it.
-fn forward_parts<F: Real>(args: &mut Args<'_, F>, norm: impl Fn(&[F], &[F], F, &mut [F]) -> F) {
-    let p: ForwardParams = args.params();
-    let (x, gain, y, stats) = (args.read(0), args.read(1), args.write(2), args.write(3));
-    let (rows, kept) = (Rows { rows: p.rows, quads: p.quads }, Rows { rows: p.rows, quads: p.stats_quads });
-    let (n, eps) = (p.cols as usize, F::of(p.eps.into()));
-    let gain = &gain[4 * p.gain_offset as usize..][..n];
-    for r in 0..p.rows {
-        let x = rows.row(x, (p.x_offset, p.x_stride), r);
-        let y = rows.row_mut(y, (p.y_offset, p.y_stride), r);
-        let stats = kept.row_mut(stats, (p.stats_offset, p.stats_stride), r);
-        y.fill(F::zero());
-        stats.fill(F::zero());
-        let parts = x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(stats);
-        for ((x, y), root) in parts.take(p.parts as usize) {
-            *root = norm(x, gain, eps, y);
-        }
-    }
-}
-
-/// The mean square of a part, and the reciprocal root of that and `eps`.
-fn moments<F: Real>(x: &[F], eps: F) -> (F, F) {
-    let square = x.iter().map(|&x| x * x).sum::<F>() / F::of(x.len() as f64);
-    (square, F::one() / (square + eps).sqrt())
-}
-
-fn forward_reference<F: Real>(args: &mut Args<'_, F>) {
-    forward_parts(args, |x, gain, eps, y| {
-        let (_, root) = moments(x, eps);
-        for ((y, &x), &gain) in y.iter_mut().zip(x).zip(gain) {
-            *y = x * root * gain;
-        }
-        root
-    });
-}
-
-/// A sum of n squares in any order is off by n EPS of itself, division by 5 more, and adding eps by one of the whole; the
-/// root halves a relative error, and a reciprocal root is good to 4 EPS (2 units in the last place).
-fn forward_bound(args: &mut Args<'_, f64>) {
-    forward_parts(args, |x, gain, eps, y| {
-        let (square, root) = moments(x, eps);
-        let square_error = EPS * (x.len() as f64 + 5.0) * square;
-        let relative = 0.5 * (square_error * root * root + EPS) + 4.0 * EPS;
-        for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
-            *y = (x * root * gain).abs() * (relative + 2.0 * EPS);
-        }
-        root * relative
-    });
-}
-
-/// One part of the backward pass.
-struct Part<'a, F> {
-    x: &'a [F],
-    gain: &'a [F],
-    root: F,
-    dy: &'a [F],
-    residual: Option<&'a [F]>,
-}
-
-/// The parts of row `r`, from the slices of x, gain, stats, dy and residual.
-fn parts_of<'a, F: Real>(p: &BackwardParams, bound: [&'a [F]; 5], r: u32) -> impl Iterator<Item = Part<'a, F>> {
-    let [x, gain, stats, dy, residual] = bound;
-    let (rows, n, bypassed) = (Rows { rows: p.rows, quads: p.quads }, p.cols as usize, p.bypassed == 1);
-    let cut = |cells: &'a [F], place: Place| rows.row(cells, place, r).chunks_exact(n);
-    let gain = &gain[4 * p.gain_offset as usize..][..n];
-    let roots = &stats[4 * (p.stats_offset as usize + r as usize * p.stats_stride as usize)..][..p.parts as usize];
-    let (x, dy) = (cut(x, (p.x_offset, p.x_stride)), cut(dy, (p.dy_offset, p.dy_stride)));
-    let residual = cut(residual, (p.residual_offset, p.residual_stride));
-    x.zip(dy).zip(residual).zip(roots).map(move |(((x, dy), residual), &root)| Part {
-        x,
-        gain,
-        root,
-        dy,
-        residual: bypassed.then_some(residual),
+/// The parts of a row that a tile has columns of: those columns, in the row and in the part. A tile of several parts has them
+/// whole.
+fn parts_in(at: &At, parts: u32, cols: u32) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+    let (mine, cols) = (at.columns(parts * cols), cols as usize);
+    (0..parts as usize).map(move |part| {
+        let columns = mine.start.max(part * cols)..mine.end.min((part + 1) * cols);
+        (columns.clone(), columns.start - part * cols..columns.end - part * cols)
     })
 }
 
-fn backward_parts<F: Real>(args: &mut Args<'_, F>, differentiate: impl Fn(Part<'_, F>, &mut [F])) {
-    let p: BackwardParams = args.params();
-    let (bound, dx) = (std::array::from_fn(|i| args.read(i)), args.write(5));
-    let rows = Rows { rows: p.rows, quads: p.quads };
-    for r in 0..p.rows {
-        let dx = rows.row_mut(dx, (p.dx_offset, p.dx_stride), r);
-        dx.fill(F::zero());
-        parts_of(&p, bound, r).zip(dx.chunks_exact_mut(p.cols as usize)).for_each(|(part, dx)| differentiate(part, dx));
-    }
+/// A relay along the rows of `x`, or one launch over their parts.
+fn along(
+    fabric: &Fabric,
+    program: &'static Program,
+    x: &Matrix,
+    parts: usize,
+    words: Vec<u32>,
+    views: Vec<View>,
+) -> Along {
+    let class = fabric.device().class();
+    let chain = Chain { words, views, ..over_rows(program, class, x, [1]) };
+    let items = x.rows as u32 * parts as u32;
+    Along { chain, parts: (parts > 1).then(|| row_groups(items, program.kernel.variant(class))) }
 }
 
-impl<F: Real> Part<'_, F> {
-    /// The normalised x and the gradient that reaches it, at column c.
-    fn normal(&self, c: usize) -> (F, F) {
-        (self.x[c] * self.root, self.gain[c] * self.dy[c])
-    }
-
-    /// Mean over the part of `h * normal`, each through `f`.
-    fn mean(&self, f: fn(F) -> F) -> F {
-        let terms = (0..self.x.len()).map(|c| {
-            let (normal, h) = self.normal(c);
-            f(h * normal)
-        });
-        terms.sum::<F>() / F::of(self.x.len() as f64)
-    }
+/// Rows of one part, which are cut, or rows of several, which are not.
+struct Along {
+    chain: Chain,
+    /// Tiles of rows of several parts.
+    parts: Option<u32>,
 }
 
-fn backward_reference<F: Real>(args: &mut Args<'_, F>) {
-    backward_parts(args, |part, dx| {
-        let lean = part.mean(|x| x);
-        for (c, dx) in dx.iter_mut().enumerate() {
-            let (normal, h) = part.normal(c);
-            *dx = part.root * (h - normal * lean) + part.residual.map_or(F::zero(), |g| g[c]);
+impl Relay for Along {
+    fn name(&self) -> &'static str {
+        self.chain.name()
+    }
+
+    fn work(&self) -> Work {
+        match (self.parts, self.chain.work()) {
+            (Some(_), Work::Rows { lines, len, .. }) => Work::Local { elements: lines * len },
+            (_, work) => work,
         }
-    });
-}
-
-/// The roots are inputs here. A term of the mean carries 3 roundings, its sum n, and division by n 5 EPS; then `h` carries
-/// one, `normal * lean` two, and their difference, its product with the root and the last sum one each.
-fn backward_bound(args: &mut Args<'_, f64>) {
-    backward_parts(args, |part, dx| {
-        let (lean, terms) = (part.mean(|x| x), part.mean(f64::abs));
-        for (c, dx) in dx.iter_mut().enumerate() {
-            let (normal, h) = part.normal(c);
-            let mean = EPS * (part.x.len() as f64 + 8.0) * normal.abs() * terms;
-            let inner = EPS * (h.abs() + 2.0 * (normal * lean).abs() + (h - normal * lean).abs());
-            let through = part.root * (h - normal * lean);
-            let whole = through + part.residual.map_or(0.0, |g| g[c]);
-            *dx = part.root.abs() * (mean + inner) + EPS * (through.abs() + whole.abs());
-        }
-    });
-}
-
-/// Goes down each column of all parts with `add`, then merges with what `dgain` held (0 when it does not accumulate).
-fn gain_columns<F: Real>(args: &mut Args<'_, F>, add: impl Fn(F, F) -> F, merge: impl Fn(F, F) -> F) {
-    let p: GainParams = args.params();
-    let (x, stats, dy, dgain) = (args.read(0), args.read(1), args.read(2), args.write(3));
-    let at = |(offset, stride): Place, r: u32| 4 * (offset as usize + r as usize * stride as usize);
-    let whole = Rows { rows: 1, quads: p.quads };
-    for (c, dgain) in whole.row_mut(dgain, (p.dgain_offset, 0), 0).iter_mut().enumerate() {
-        let rows = if c < p.cols as usize { p.rows } else { 0 };
-        let column = (0..rows * p.parts).map(|i| {
-            let (r, part) = (i / p.parts, (i % p.parts) as usize);
-            let c = part * p.cols as usize + c;
-            let root = stats[at((p.stats_offset, p.stats_stride), r) + part];
-            dy[at((p.dy_offset, p.dy_stride), r) + c] * (x[at((p.x_offset, p.x_stride), r) + c] * root)
-        });
-        let old = if p.accumulate == 1 { *dgain } else { F::zero() };
-        *dgain = merge(old, column.fold(F::zero(), &add));
     }
-}
 
-fn gain_reference<F: Real>(args: &mut Args<'_, F>) {
-    gain_columns(args, |total, term| total + term, |old, total| old + total);
-}
+    fn axis(&self) -> Axis {
+        self.chain.axis()
+    }
 
-/// Two roundings a term, as many additions as there are terms, and one that adds to what was there.
-fn gain_bound(args: &mut Args<'_, f64>) {
-    let p: GainParams = args.params();
-    let n = f64::from(p.rows) * f64::from(p.parts);
-    gain_columns(args, |total, term| total + term.abs(), |old, total| EPS * ((n + 3.0) * total + old.abs()));
+    /// Tiles that share nothing are launched together: to the scheduler they are one.
+    fn extent(&self) -> (u32, u32) {
+        match self.parts {
+            Some(tiles) => (tiles.min(1), 1),
+            None => self.chain.extent(),
+        }
+    }
+
+    fn gathers(&self) -> Vec<u32> {
+        if self.parts.is_some() { vec![1] } else { self.chain.gathers() }
+    }
+
+    fn applies(&self) -> bool {
+        self.parts.is_none()
+    }
+
+    fn carry(&self) -> usize {
+        self.chain.carry()
+    }
+
+    fn launch(&self, device: &Device, part: &Part, carry: &Buffer) -> Result<()> {
+        let all = self.parts.map(Part::whole);
+        self.chain.launch(device, all.as_ref().unwrap_or(part), carry)
+    }
 }

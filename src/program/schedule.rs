@@ -6,10 +6,11 @@
 //! knows blocks, rounds and inboxes; it must never know what a program computes.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::exchange::{Checks, Exchange, Health, Message};
 use super::relay::{self, Part, Relay};
-use crate::device::{Buffer, Device, Elem, Result, Span, Transfer};
+use crate::device::{Buffer, Device, Elem, Result, Span};
 use crate::wafer::{Cost, Wafer, Work};
 
 pub use crate::wafer::Round;
@@ -31,6 +32,16 @@ pub enum Source<'a> {
     /// In inboxes, one buffer per received operand: workgroup `g` finds operand `o` at element `g * inbox_len(o)`, rows
     /// `inbox_stride(o)` apart.
     Inbox(&'a [Buffer]),
+}
+
+/// Where a tile finds the block that it receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Block (i, j) of the wafer's grid, on whose tile the operand's block lies.
+    pub owner: (u32, u32),
+    /// A block (i, j) of the program whose tile received the same, and how many steps ago: where it still has it, it passes it
+    /// on.
+    pub passed: Option<((u32, u32), u32)>,
 }
 
 /// A block of a matrix that a tile receives.
@@ -68,6 +79,12 @@ pub trait Stepwise {
     fn state(&self) -> usize;
     /// What tile (i, j) receives at a step, for an operand; `None` when the tile does nothing at that step.
     fn receives(&self, i: u32, j: u32, step: u32, operand: usize) -> Option<Block>;
+    /// Where it comes from, when it receives something.
+    fn origin(&self, i: u32, j: u32, step: u32, operand: usize) -> Origin;
+    /// For how many steps a tile keeps what it received, to pass it on.
+    fn keeps(&self) -> usize {
+        0
+    }
     /// Launches steps `first .. last` on the tiles of a round. `state` has `state()` elements per workgroup, to be
     /// restored when `first > 0` and saved when `last < steps()`; a launch of all steps does neither and gets any buffer.
     /// Inboxes and state are reused and may be longer than the round needs: bind them with `Buffer::all`.
@@ -85,11 +102,23 @@ pub trait Stepwise {
     ) -> Result<()>;
 }
 
-/// A device, the wafer it plays, and how stepwise programs are run there. Keeps inboxes and state from one run to the
-/// next, so that nothing is allocated after the first run of the largest program.
+/// By which route products go over the wafer. All give equal bits, as all add in one order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// A block of the result stays on its tile; blocks of both operands are broadcast along rows and columns.
+    #[default]
+    Broadcast,
+    /// The activations stay; rows of weights are broadcast down the columns, and sums go round a ring along the rows.
+    WeightStream,
+}
+
+/// A device, the wafer it plays, and how programs are run there. Keeps inboxes and state from one run to the next, so that
+/// nothing is allocated after the first run of the largest program.
 pub struct Fabric {
     device: Device,
     schedule: Schedule,
+    routing: Routing,
     wafer: Wafer,
     memory: Mutex<Memory>,
 }
@@ -97,11 +126,12 @@ pub struct Fabric {
 /// What supersteps need beside the operands; only ever grown.
 #[derive(Default)]
 struct Memory {
-    inboxes: Vec<Buffer>,
-    state: Option<Buffer>,
-    /// What the tiles of a relay hold and what they are handed, in turns; what all tiles of a line are.
-    carries: [Option<Buffer>; 3],
-    transfers: Vec<Transfer>,
+    /// Of each operand, what tiles received at the last steps, in turns.
+    inboxes: Vec<Vec<Option<Buffer>>>,
+    /// What tiles hold between steps; of those that hand it on, in turns.
+    state: [Option<Buffer>; 3],
+    messages: Vec<Message>,
+    exchange: Exchange,
 }
 
 /// Elements of the state buffer of a program that saves none: the smallest that any adapter binds.
@@ -110,7 +140,18 @@ const LEAST_STATE: usize = 64;
 impl Fabric {
     /// A fabric of `wafer`'s tiles on a device.
     pub fn new(device: Device, schedule: Schedule, wafer: Wafer) -> Fabric {
-        Fabric { device, schedule, wafer, memory: Mutex::default() }
+        Fabric { device, schedule, routing: Routing::default(), wafer, memory: Mutex::default() }
+    }
+
+    /// The same with products routed another way.
+    pub fn with_routing(self, routing: Routing) -> Fabric {
+        Fabric { routing, ..self }
+    }
+
+    /// The same with messages that are checked at every hop; see [`Checks`].
+    pub fn with_checks(self, checks: Checks) -> Fabric {
+        let memory = Memory { exchange: Exchange::checked(checks), ..Memory::default() };
+        Fabric { memory: memory.into(), ..self }
     }
 
     /// The device that runs the tiles.
@@ -123,9 +164,19 @@ impl Fabric {
         self.schedule
     }
 
+    /// How products go over the wafer in supersteps.
+    pub fn routing(&self) -> Routing {
+        self.routing
+    }
+
     /// The grid of tiles.
-    pub fn wafer(&self) -> Wafer {
-        self.wafer
+    pub fn wafer(&self) -> &Wafer {
+        &self.wafer
+    }
+
+    /// What the checks of messages have seen.
+    pub fn health(&self) -> Health {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).exchange.health()
     }
 
     /// Queues a whole program.
@@ -142,32 +193,30 @@ impl Fabric {
     }
 
     fn run_all(&self, program: &dyn Stepwise, (rows, cols): (u32, u32)) -> Result<()> {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         match self.schedule {
             Schedule::Fused => {
                 let all = Round { first_row: 0, first_col: 0, height: rows, width: cols };
-                let state = memory.state(&self.device, LEAST_STATE)?;
+                let state = self.on_wafer().state(0, LEAST_STATE)?;
                 program.launch(&self.device, all, Source::InPlace, 0, program.steps(), &state)
             }
             Schedule::Superstep if self.device.is_blank() => {
                 // The first round is the largest.
                 let first = self.wafer.rounds(rows, cols).next();
-                first.map_or(Ok(()), |round| memory.reserve(&self.device, program, round).map(drop))?;
+                first.map_or(Ok(()), |round| self.on_wafer().reserve(program, round))?;
                 self.device.count(&program.cost(&self.wafer));
                 Ok(())
             }
             Schedule::Superstep => {
-                self.wafer.rounds(rows, cols).try_for_each(|round| memory.supersteps(&self.device, program, round))
+                let mut tiles = self.on_wafer();
+                self.wafer.rounds(rows, cols).try_for_each(|round| tiles.supersteps(program, round))
             }
         }
     }
-}
 
-impl Fabric {
     /// Queues a whole relay.
     ///
     /// # Errors
-    /// What the program's launches and the exchanges between them say; what was queued before stays queued.
+    /// As [`Fabric::run`].
     pub fn relay(&self, program: &dyn Relay) -> Result<()> {
         let (lines, blocks) = program.extent();
         if lines == 0 || blocks == 0 {
@@ -179,88 +228,128 @@ impl Fabric {
     }
 
     fn relay_all(&self, program: &dyn Relay, lines: u32) -> Result<()> {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tiles = self.on_wafer();
         match self.schedule {
             Schedule::Fused => {
-                let carry = memory.carry(&self.device, 0, LEAST_STATE)?;
+                let carry = tiles.state(0, LEAST_STATE)?;
                 program.launch(&self.device, &Part::whole(lines), &carry)
             }
             Schedule::Superstep if self.device.is_blank() => {
-                memory.reserve_carries(&self.device, &self.wafer, program)?;
+                tiles.reserve_carries(program)?;
                 self.device.count(&relay::cost(program, &self.wafer));
                 Ok(())
             }
             Schedule::Superstep => {
                 let band = program.axis().at_once(&self.wafer).0;
-                (0..lines).step_by(band as usize).try_for_each(|first| {
-                    memory.relay(&self.device, &self.wafer, program, first..lines.min(first + band))
-                })
+                let first = (0..lines).step_by(band as usize);
+                first.map(|first| first..lines.min(first + band)).try_for_each(|lines| tiles.relay(program, lines))
             }
         }
     }
+
+    /// Queues a program that schedules itself on the wafer, in supersteps; of a blank device it is only counted.
+    ///
+    /// # Errors
+    /// What `run` says.
+    pub(super) fn scheduled(
+        &self,
+        span: Span,
+        cost: impl FnOnce() -> Cost,
+        run: impl FnOnce(&mut Tiles<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.device.span(
+            || span,
+            || match self.device.is_blank() {
+                true => {
+                    self.device.count(&cost());
+                    Ok(())
+                }
+                false => run(&mut self.on_wafer()),
+            },
+        )
+    }
+
+    /// The wafer at work, for one program at a time.
+    fn on_wafer(&self) -> Tiles<'_> {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        Tiles { device: &self.device, wafer: &self.wafer, memory }
+    }
 }
 
-impl Memory {
-    /// Room for the inboxes of a round; that of its state is given.
-    fn reserve(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<Buffer> {
+/// The tiles of a wafer with their memory, while a program runs on them.
+pub(super) struct Tiles<'a> {
+    pub device: &'a Device,
+    pub wafer: &'a Wafer,
+    memory: MutexGuard<'a, Memory>,
+}
+
+impl Tiles<'_> {
+    /// Room for the inboxes and the state of a round.
+    fn reserve(&mut self, program: &dyn Stepwise, round: Round) -> Result<()> {
         let tiles = round.tiles() as usize;
         for operand in 0..program.operands() {
-            self.inbox(device, operand, tiles * program.inbox(operand).0)?;
+            for turn in 0..(program.steps() as usize).min(program.keeps() + 1) {
+                self.inbox(operand, turn, tiles * program.inbox(operand).0)?;
+            }
         }
-        self.state(device, tiles * program.state())
+        self.state(0, tiles * program.state()).map(drop)
     }
 
     /// Room for what the tiles of the largest band of a relay hold, are handed, and use.
-    fn reserve_carries(&mut self, device: &Device, wafer: &Wafer, program: &dyn Relay) -> Result<()> {
-        let ((lines, blocks), (high, wide)) = (program.extent(), program.axis().at_once(wafer));
+    fn reserve_carries(&mut self, program: &dyn Relay) -> Result<()> {
+        let ((lines, blocks), (high, wide)) = (program.extent(), program.axis().at_once(self.wafer));
         let each = lines.min(high) as usize * program.carry();
-        self.carry(device, 0, each)?;
-        self.carry(device, 1, each)?;
+        self.state(0, each)?;
+        if program.gathers().iter().sum::<u32>() > 1 {
+            self.state(1, each)?;
+        }
         if program.applies() {
-            self.carry(device, 2, each * wide.min(blocks) as usize)?;
+            self.state(2, each * wide.min(blocks) as usize)?;
         }
         Ok(())
     }
 
     /// One round: for each step, what the tiles receive, then the step.
-    fn supersteps(&mut self, device: &Device, program: &dyn Stepwise, round: Round) -> Result<()> {
-        let state = self.reserve(device, program, round)?;
+    fn supersteps(&mut self, program: &dyn Stepwise, round: Round) -> Result<()> {
+        let tiles = round.tiles() as usize;
+        let state = self.state(0, tiles * program.state())?;
         for step in 0..program.steps() {
-            self.receive(program, round, step);
-            device.exchange(&self.transfers)?;
-            let inboxes = &self.inboxes[..program.operands()];
-            program.launch(device, round, Source::Inbox(inboxes), step, step + 1, &state)?;
+            self.receive(program, round, step)?;
+            self.exchange()?;
+            let turn = step as usize % (program.keeps() + 1);
+            let came = |inbox: &Vec<Option<Buffer>>| inbox[turn].clone().expect("made when it was received");
+            let inboxes: Vec<Buffer> = self.memory.inboxes[..program.operands()].iter().map(came).collect();
+            program.launch(self.device, round, Source::Inbox(&inboxes), step, step + 1, &state)?;
         }
-        // The list holds the operands' buffers alive.
-        self.transfers.clear();
         Ok(())
     }
 
     /// Lists the blocks that the tiles of a round receive at a step.
-    fn receive(&mut self, program: &dyn Stepwise, round: Round, step: u32) {
-        self.transfers.clear();
+    fn receive(&mut self, program: &dyn Stepwise, round: Round, step: u32) -> Result<()> {
+        let turns = program.keeps() + 1;
         for operand in 0..program.operands() {
             let (len, stride) = program.inbox(operand);
+            let target = self.inbox(operand, step as usize % turns, round.tiles() as usize * len)?;
             for (tile, (i, j)) in round.blocks().enumerate() {
                 let Some(block) = program.receives(i, j, step, operand) else { continue };
-                self.transfers.push(Transfer {
-                    source: block.buffer,
-                    source_offset: block.offset,
-                    source_stride: block.stride,
-                    target: self.inboxes[operand].clone(),
-                    target_offset: tile * len,
-                    target_stride: stride,
-                    rows: block.rows,
-                    cols: block.cols,
+                let origin = program.origin(i, j, step, operand);
+                let passed = origin.passed.and_then(|((i, j), ago)| {
+                    let neighbour = round.number(i, j).filter(|_| ago > 0 && ago as usize <= program.keeps())?;
+                    let kept = self.memory.inboxes[operand][(step - ago) as usize % turns].clone()?;
+                    let block = Block { buffer: kept, offset: neighbour * len, stride, ..block.clone() };
+                    Some((block, self.wafer.owner(i, j)))
                 });
+                let (block, from) = passed.unwrap_or_else(|| (block, self.wafer.owner(origin.owner.0, origin.owner.1)));
+                let target = (target.clone(), tile * len, stride);
+                self.send(Message { block, from, to: self.wafer.owner(i, j), target });
             }
         }
+        Ok(())
     }
 
     /// A band of lines of a relay: pass after pass, block after block, then what uses the sums.
-    fn relay(&mut self, device: &Device, wafer: &Wafer, program: &dyn Relay, lines: Range<u32>) -> Result<()> {
-        let (axis, (_, blocks)) = (program.axis(), program.extent());
-        let (count, wide) = (lines.len(), axis.at_once(wafer).1);
+    fn relay(&mut self, program: &dyn Relay, lines: Range<u32>) -> Result<()> {
+        let (blocks, wide) = (program.extent().1, program.axis().at_once(self.wafer).1);
         let part = |first_block, blocks, pass: usize| Part {
             first_line: lines.start,
             lines: lines.len() as u32,
@@ -270,75 +359,82 @@ impl Memory {
             carried: true,
         };
         let gathers = program.gathers();
-        let mut turn = 0;
-        let mut before = false;
+        let len = lines.len() * program.carry();
+        // What was handed on last: in which turn, and by which block.
+        let mut held: Option<(usize, u32)> = None;
         for (pass, &reach) in gathers.iter().enumerate() {
             for block in 0..reach {
-                let held = self.carry(device, turn, count * program.carry())?;
-                turn = 1 - turn;
-                let carry = self.carry(device, turn, count * program.carry())?;
-                if before {
-                    self.hand_on(device, program, &held, &carry, (count, 1))?;
-                }
-                program.launch(device, &part(block, 1, pass), &carry)?;
-                before = true;
+                let turn = held.map_or(0, |(turn, _)| 1 - turn);
+                let carry = self.state(turn, len)?;
+                self.hand_on(program, held, &lines, block..block + 1, &carry)?;
+                program.launch(self.device, &part(block, 1, pass), &carry)?;
+                held = Some((turn, block));
             }
         }
         if program.applies() {
-            let held = self.carry(device, turn, count * program.carry())?;
             for first in (0..blocks).step_by(wide as usize) {
-                let width = wide.min(blocks - first);
-                let carry = self.carry(device, 2, count * width as usize * program.carry())?;
-                self.hand_on(device, program, &held, &carry, (count, width as usize))?;
-                program.launch(device, &part(first, width, gathers.len()), &carry)?;
+                let those = first..blocks.min(first + wide);
+                let carry = self.state(2, those.len() * len)?;
+                self.hand_on(program, held, &lines, those.clone(), &carry)?;
+                program.launch(self.device, &part(first, those.len() as u32, gathers.len()), &carry)?;
             }
         }
-        self.transfers.clear();
         Ok(())
     }
 
-    /// Moves what a tile of each line holds to `width` tiles of that line.
+    /// Moves what a block of each line holds to some blocks of that line.
     fn hand_on(
         &mut self,
-        device: &Device,
         program: &dyn Relay,
-        held: &Buffer,
+        held: Option<(usize, u32)>,
+        lines: &Range<u32>,
+        blocks: Range<u32>,
         carry: &Buffer,
-        (lines, width): (usize, usize),
     ) -> Result<()> {
-        let len = program.carry();
-        self.transfers.clear();
-        self.transfers.extend((0..lines * width).map(|slot| Transfer {
-            source: held.clone(),
-            source_offset: slot / width * len,
-            source_stride: len,
-            target: carry.clone(),
-            target_offset: slot * len,
-            target_stride: len,
-            rows: 1,
-            cols: len,
-        }));
-        device.exchange(&self.transfers)
-    }
-
-    fn carry(&mut self, device: &Device, turn: usize, len: usize) -> Result<Buffer> {
-        grown(&mut self.carries[turn], len, || format!("carry {turn}"), device)
-    }
-
-    fn state(&mut self, device: &Device, len: usize) -> Result<Buffer> {
-        grown(&mut self.state, len, || "tile state".into(), device)
-    }
-
-    fn inbox(&mut self, device: &Device, operand: usize, len: usize) -> Result<()> {
-        let grown = match self.inboxes.get(operand) {
-            Some(inbox) if inbox.len() >= len => return Ok(()),
-            _ => device.buffer(format!("inbox {operand}"), Elem::F32, len.max(LEAST_STATE))?,
-        };
-        match self.inboxes.get_mut(operand) {
-            Some(inbox) => *inbox = grown,
-            None => self.inboxes.push(grown),
+        let Some((turn, last)) = held else { return Ok(()) };
+        let (axis, len) = (program.axis(), program.carry());
+        let buffer = self.state(turn, lines.len() * len)?;
+        let each = lines.clone().enumerate().flat_map(|(at, line)| blocks.clone().map(move |block| (at, line, block)));
+        for (slot, (at, line, block)) in each.enumerate() {
+            self.send(Message {
+                block: Block { buffer: buffer.clone(), offset: at * len, stride: len, rows: 1, cols: len },
+                from: axis.tile(self.wafer, line, last),
+                to: axis.tile(self.wafer, line, block),
+                target: (carry.clone(), slot * len, len),
+            });
         }
-        Ok(())
+        self.exchange()
+    }
+
+    /// Puts a message among those of the next exchange.
+    pub fn send(&mut self, message: Message) {
+        self.memory.messages.push(message);
+    }
+
+    /// Moves the messages that were sent.
+    ///
+    /// # Errors
+    /// As [`Exchange::deliver`].
+    pub fn exchange(&mut self) -> Result<()> {
+        let Memory { messages, exchange, .. } = &mut *self.memory;
+        let done = exchange.deliver(self.device, self.wafer.mesh(), messages);
+        // The list holds the operands' buffers alive.
+        messages.clear();
+        done
+    }
+
+    /// State of tiles, in one of three turns.
+    pub fn state(&mut self, turn: usize, len: usize) -> Result<Buffer> {
+        grown(&mut self.memory.state[turn], len, || format!("tile state {turn}"), self.device)
+    }
+
+    /// Inboxes of an operand, in one of some turns.
+    pub fn inbox(&mut self, operand: usize, turn: usize, len: usize) -> Result<Buffer> {
+        let inboxes = &mut self.memory.inboxes;
+        inboxes.resize_with(inboxes.len().max(operand + 1), Vec::new);
+        let turns = &mut inboxes[operand];
+        turns.resize(turns.len().max(turn + 1), None);
+        grown(&mut turns[turn], len, || format!("inbox {operand}.{turn}"), self.device)
     }
 }
 

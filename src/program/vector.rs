@@ -65,36 +65,54 @@ pub fn exp(x: f32) -> f32 {
     (1.0 + p) * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
-/// Two sums over the columns of three rows of one length, in 32 interleaved chains that meet in a tree: the order is
-/// the same whatever the vectors of the machine are.
+/// Chains in which a host kernel adds up a row: that of a column is its place modulo this, wherever the row is cut.
+pub const CHAINS: usize = 32;
+
+/// Adds to N times [`CHAINS`] running sums what a stretch of three rows contributes. It begins at a multiple of `CHAINS`.
 #[inline(always)]
-pub fn chains(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f32; 2] {
-    const CHAINS: usize = 32;
-    let (mut first, mut second) = ([0.0f32; CHAINS], [0.0f32; CHAINS]);
+pub fn chain<const N: usize>(
+    sums: &mut [[f32; CHAINS]; N],
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+    terms: impl Fn(f32, f32, f32) -> [f32; N],
+) {
+    let mut chains = *sums;
     let (a, a_rest) = a.as_chunks::<CHAINS>();
     let (b, b_rest) = b.as_chunks::<CHAINS>();
     let (c, c_rest) = c.as_chunks::<CHAINS>();
     for ((a, b), c) in a.iter().zip(b).zip(c) {
         for i in 0..CHAINS {
-            let [one, other] = terms(a[i], b[i], c[i]);
-            first[i] += one;
-            second[i] += other;
+            let terms = terms(a[i], b[i], c[i]);
+            for k in 0..N {
+                chains[k][i] += terms[k];
+            }
         }
     }
     for (i, ((&a, &b), &c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
-        let [one, other] = terms(a, b, c);
-        first[i] += one;
-        second[i] += other;
-    }
-    let mut half = CHAINS / 2;
-    while half > 0 {
-        for i in 0..half {
-            first[i] += first[i + half];
-            second[i] += second[i + half];
+        let terms = terms(a, b, c);
+        for k in 0..N {
+            chains[k][i] += terms[k];
         }
-        half /= 2;
     }
-    [first[0], second[0]]
+    *sums = chains;
+}
+
+/// The sums of the chains, which meet in a tree: the order is the same whatever the vectors of the machine are.
+#[inline(always)]
+pub fn meet<const N: usize>(mut sums: [[f32; CHAINS]; N]) -> [f32; N] {
+    let mut totals = [0.0; N];
+    for (sums, total) in sums.iter_mut().zip(&mut totals) {
+        let mut half = CHAINS / 2;
+        while half > 0 {
+            for i in 0..half {
+                sums[i] += sums[i + half];
+            }
+            half /= 2;
+        }
+        *total = sums[0];
+    }
+    totals
 }
 
 #[cfg(test)]

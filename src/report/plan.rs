@@ -63,6 +63,10 @@ pub struct Wafer {
     pub width: u64,
     /// Tiles from top to bottom.
     pub height: u64,
+    /// Tiles from left to right and from top to bottom among which they are, with those that are dead or left out.
+    pub placed_on: (u64, u64),
+    /// Dead ones of these.
+    pub dead: u64,
     /// SRAM of a tile in bytes.
     pub tile_sram_bytes: u64,
     /// Cycles a second.

@@ -88,6 +88,8 @@ fn program(run: &Run) -> Value {
         "supersteps": run.dispatches,
         "messages": run.messages,
         "bytes": run.exchanged_bytes,
+        "hops": run.hops,
+        "link_bytes": run.link_bytes,
         "blocks": format!("{} x {}", run.blocks.0, run.blocks.1),
         "work": run.work,
     });

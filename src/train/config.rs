@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::guard::OnSpike;
 use super::optimizer::{Clip, Optimizer, Rule, StateDtype};
 use super::rates::LrSchedule;
-pub use super::values::{Grid, Home};
+pub use super::tiles::{Flaws, Grid, Tiles};
+pub use super::values::Home;
 use super::values::{MOST, bytes, bytes_of_toml, maybe_bytes_of_toml, named, whole};
 use crate::data::{Order, Plan, Request, Shape, TokenizerKind};
 use crate::model::{Recompute, nearest};
-use crate::program::schedule::Schedule;
+use crate::program::schedule::{Routing, Schedule};
 use crate::store::{Format, Spill};
 
 /// A configuration. `Config::default()` has the defaults of the command line, and no data.
@@ -65,9 +66,19 @@ pub struct Config {
     /// How the tiles are run; both give equal bits
     #[arg(long, value_name = "fused|superstep", default_value = "fused", value_parser = named::<Schedule>)]
     pub schedule: Schedule,
-    /// Tiles of the wafer, width x height, or those of a machine: wse1, wse2 or wse3
-    #[arg(long, value_name = "WxH|MACHINE", default_value = "8x8")]
-    pub wafer: Grid,
+    /// Tiles of the wafer: as the work has blocks, those of a machine, or width x height; behind a colon, bytes of a tile's SRAM
+    #[arg(long, value_name = "auto|wse1|wse2|wse3|WxH[:SRAM]", default_value = "auto")]
+    pub wafer: Tiles,
+    /// Dead tiles and links: a probability and a seed, or a file with `tile X Y` or `link X Y X Y` a line
+    #[arg(long, value_name = "RATE:SEED|FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub defects: Option<Flaws>,
+    /// How products go over the wafer in supersteps; both give equal bits
+    #[arg(long, value_name = "broadcast|weight-stream", default_value = "broadcast", value_parser = named::<Routing>)]
+    pub route: Routing,
+    /// In supersteps, hold every message against its number and checksum at every hop
+    #[arg(long)]
+    pub check_messages: bool,
     /// Where the parameters live; all give equal bits
     #[arg(long, value_name = "resident|ram|disk|disk:FOLDER", default_value = "resident")]
     pub store: Home,
@@ -504,7 +515,10 @@ mod tests {
             assert_eq!(toml::from_str::<Config>(&c.to_toml()).unwrap(), c);
         }
         let short: Config = toml::from_str("data = ['text']\ndevice_memory = '1.5KiB'\nwafer = '4x2'").unwrap();
-        assert_eq!(short, Config { device_memory: Some(1536), wafer: Grid { width: 4, height: 2 }, ..config() });
+        assert_eq!(
+            short,
+            Config { device_memory: Some(1536), wafer: Tiles { grid: Grid::Sides(4, 2), sram: None }, ..config() }
+        );
         assert!(toml::from_str::<Config>("stpes = 3").is_err());
     }
 

@@ -22,6 +22,7 @@ mod samples;
 pub mod saved;
 mod session;
 pub mod step;
+mod tiles;
 mod values;
 
 pub use generate::{Generation, NextLogits, Sampling};

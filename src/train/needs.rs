@@ -18,6 +18,7 @@ use crate::store::durable::{Disk, RealDisk};
 use crate::store::plan::{Kept, Need, Plan};
 use crate::store::role::{self, ROLES, Role};
 use crate::store::{Format, Placement, Spill, StoreError};
+use crate::wafer::Wafer;
 
 /// Bytes needed, and bytes there are where that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +214,7 @@ pub fn of_model(model: &Model, device: &Device) -> Result<Ways, NeedsError> {
         ..Config::default()
     };
     let least = |config: &Config| {
-        let setup = Setup { spare: None, ..run::setup(config, model.clone(), shape, device) };
+        let setup = Setup { spare: None, ..run::setup(config, model.clone(), shape, Wafer::new(8, 8), device) };
         needs(config, &setup, device)
     };
     Ok(Ways { resident: least(&Config::default())?, streamed: least(&streamed)? })

@@ -1,7 +1,7 @@
 //! The plan of a run, before it: a training step on a blank device, which takes and counts everything and computes nothing;
 //! and what that step would take on a wafer and here. It must never know how a plan is shown.
 
-use super::config::Config;
+use super::config::{Config, Grid};
 use super::hugging_face::HuggingFace;
 use super::run::{self, TrainError};
 use super::step::{Setup, SetupError, Trainer};
@@ -14,7 +14,7 @@ use crate::report::plan as told;
 use crate::store::plan::Need;
 use crate::store::role::{ALL, array};
 use crate::store::{self, Format, Placement, Role, Spill, Tensor};
-use crate::wafer::{Bound, MACHINES, Machine, Step, Visit as Streamed, WSE2, Work};
+use crate::wafer::{Bound, Machine, Step, Tile, Visit as Streamed, WSE2, Work};
 
 /// What steps would run, in closed form.
 #[derive(Clone, Debug)]
@@ -71,9 +71,12 @@ pub fn of(config: &Config) -> Result<told::Plan, TrainError> {
     let model = if open { model.with_vocabulary(OPEN_VOCABULARY)? } else { model };
     let shape = config.shape(model.context)?;
     let device = Device::open(&config.device, config.threads)?;
-    let setup = run::setup(config, model, shape, &device);
+    let sram_bytes = config.wafer.sram(device.limits());
+    let device = device.with_tile_sram(sram_bytes);
+    let tiles = config.wafer.wafer(config.defects.as_ref(), &model, &shape)?;
+    let setup = run::setup(config, model, shape, tiles, &device);
     let needs = needs::needs(config, &setup, &device)?;
-    let machine = machine(&setup);
+    let machine = machine(config, &setup, sram_bytes);
     let plans = Counts::of(&device, &setup)?;
     let sram = sram(&plans.kernels, &machine)?;
     let programs = programs(&plans);
@@ -89,7 +92,7 @@ pub fn of(config: &Config) -> Result<told::Plan, TrainError> {
         micro_tokens,
         micro_batches: setup.shape.micro_batches as u64,
         seq_len: setup.shape.seq_len as u64,
-        wafer: wafer(&machine),
+        wafer: wafer(config, &setup, &machine),
         device: crate::report::device::line(&device),
         refused: needs::check(config, &setup, &device, false).err().map(|e| e.to_string()),
         roles: roles(&setup),
@@ -150,23 +153,30 @@ impl Counts {
     }
 }
 
-/// The machine whose grid is asked for, or a part of a WSE-2.
-fn machine(setup: &Setup) -> Machine {
+/// The machine that is asked for, as far as its tiles work, or else a WSE-2 of as many tiles.
+fn machine(config: &Config, setup: &Setup, tile_sram_bytes: u32) -> Machine {
+    let whole = match config.wafer.grid {
+        Grid::Machine(machine) => machine,
+        Grid::Auto | Grid::Sides(..) => &WSE2,
+    };
     let (width, height) = (setup.wafer.width.into(), setup.wafer.height.into());
-    let found = MACHINES.into_iter().find(|m| (m.width, m.height) == (width, height));
-    found.cloned().unwrap_or(Machine { width, height, ..WSE2 })
+    Machine { width, height, tile_sram_bytes: tile_sram_bytes.into(), ..whole.clone() }
 }
 
-fn wafer(machine: &Machine) -> told::Wafer {
-    let whole = MACHINES.contains(&machine);
-    let name = match whole {
-        true => machine.name.to_owned(),
-        false => format!("{} x {} tiles of a {}", machine.width, machine.height, machine.name),
+fn wafer(config: &Config, setup: &Setup, machine: &Machine) -> told::Wafer {
+    let name = match config.wafer.grid {
+        Grid::Machine(_) => machine.name.to_owned(),
+        Grid::Auto | Grid::Sides(..) => format!("{} x {} tiles of a {}", machine.width, machine.height, machine.name),
     };
+    let mesh = setup.wafer.mesh();
+    let (wide, high) = mesh.size();
+    let works = |at: u32| mesh.works(Tile { x: at % wide, y: at / wide });
     told::Wafer {
         name,
         width: machine.width,
         height: machine.height,
+        placed_on: (wide.into(), high.into()),
+        dead: if mesh.is_whole() { 0 } else { (0..wide * high).filter(|at| !works(*at)).count() as u64 },
         tile_sram_bytes: machine.tile_sram_bytes,
         clock_hz: machine.clock_hz,
         link_bytes_per_second: machine.off_wafer_bytes_per_second,
@@ -185,10 +195,12 @@ fn asked(config: &Config) -> Vec<(&'static str, String)> {
         let value = table.get(&name.replace('-', "_"))?;
         Some((name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     };
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 20] = [
         "model",
         "init",
         "wafer",
+        "defects",
+        "route",
         "schedule",
         "device",
         "batch-size",

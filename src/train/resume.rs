@@ -102,9 +102,11 @@ pub struct Terms {
 }
 
 /// Settings that change no bit of a step, or that [`Terms`] hold in another form.
-const FREE: [&str; 22] = [
+const FREE: [&str; 25] = [
     "cache",
+    "check_messages",
     "data",
+    "defects",
     "device",
     "device_memory",
     "eval_batches",
@@ -115,6 +117,7 @@ const FREE: [&str; 22] = [
     "model",
     "out",
     "recompute",
+    "route",
     "sample_tokens",
     "save_every",
     "schedule",

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use super::config::{Config, ConfigError, Grid, Home};
+use super::config::{Config, ConfigError, Home, Tiles};
 use super::folder::{Folder, FolderError, Lock};
 use super::generate::SamplingError;
 use super::hugging_face::{HuggingFace, HuggingFaceError};
@@ -17,6 +17,7 @@ use super::step::{Setup, SetupError, Trainer};
 use crate::data::{Batch, Corpus, DataError, Request, Shape, TokenizerKind};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
+use crate::program::schedule::Schedule;
 use crate::report::{Event, Finish, Observer, ReportError, Start, device};
 use crate::store::checkpoint::{self, CheckpointError};
 use crate::store::durable::{Disk, RealDisk};
@@ -168,11 +169,18 @@ fn go(
     // Safety: the device does not leave this function, and all that gets it launches the programs of this crate alone,
     // through their own functions.
     let device = unsafe { Device::open_trusted(&config.device, config.threads) }?;
+    let sram = config.wafer.sram(device.limits());
+    let device = device.with_tile_sram(sram);
     let device = if control.traced { device.with_ledger() } else { device };
     let terms = Terms::new(config, &model, &corpus, &device);
     let peak_flops = device.run(|| peaks::flops(&device))?;
     let resumed = old.is_some();
-    let setup = setup(config, model.clone(), shape, &device);
+    let wafer = config.wafer.wafer(config.defects.as_ref(), &model, &shape)?;
+    let told = match config.schedule {
+        Schedule::Fused => device::line(&device),
+        Schedule::Superstep => format!("{}; {}", device::line(&device), Tiles::told(&wafer, &model, &shape)),
+    };
+    let setup = setup(config, model.clone(), shape, wafer, &device);
     let needs = needs::check(config, &setup, &device, resumed)?;
     let (mut trainer, (folder, _lock)) = place(config, setup, &device, old, control.disk)?;
     if let Some(init) = &init {
@@ -192,7 +200,7 @@ fn go(
     folder.write_tokenizer(control.disk, &corpus.tokenizer)?;
     let step_tokens = (shape.batch_size * shape.seq_len * shape.grad_accum) as u64;
     let start = Start {
-        device: &device::line(&device),
+        device: &told,
         model: &model.name,
         parameters: Table::new(&model).count(),
         train_tokens: corpus.train.len() as u64,
@@ -369,14 +377,15 @@ pub fn read_model(name: &str) -> Result<model::Config, TrainError> {
 }
 
 /// What a trainer is made of, but where its store lies.
-pub(super) fn setup(config: &Config, model: model::Config, shape: Shape, device: &Device) -> Setup {
-    let Grid { width, height } = config.wafer;
+pub(super) fn setup(config: &Config, model: model::Config, shape: Shape, wafer: Wafer, device: &Device) -> Setup {
     Setup {
         model,
         shape: model::Shape { batch: shape.batch_size, seq_len: shape.seq_len, micro_batches: shape.grad_accum },
         seed: config.seed,
         schedule: config.schedule,
-        wafer: Wafer::new(width, height),
+        wafer,
+        routing: config.route,
+        check_messages: config.check_messages,
         placement: config.store.placement(),
         archive: None,
         device_memory: config.device_memory,

@@ -7,9 +7,10 @@ use super::optimizer::{Clip, Moment, Optimizer, Updater};
 use crate::device::{Buffer, Device, DeviceError, Elem, View};
 use crate::model::{Activations, Config as ModelConfig, Gpt, Micro, Pass, Recompute, Shape, Told, Visit};
 use crate::program::Matrix;
+use crate::program::exchange::Checks;
 use crate::program::grad_norm::{self, GRAD_NORM, LOSS, NON_FINITE, SCALARS, SLOT_FLOATS, Slots};
 use crate::program::initial::word;
-use crate::program::schedule::{Fabric, Schedule};
+use crate::program::schedule::{Fabric, Routing, Schedule};
 use crate::store::disk::Opened;
 use crate::store::journal::{Interrupted, Mark};
 use crate::store::{Archive, Format, Options, Panel, Placement, Role, Spill, Store, StoreError, Tensor};
@@ -28,6 +29,10 @@ pub struct Setup {
     pub schedule: Schedule,
     /// The grid of the emulated wafer.
     pub wafer: Wafer,
+    /// How products go over it in supersteps.
+    pub routing: Routing,
+    /// Whether messages between tiles are checked at every hop.
+    pub check_messages: bool,
     /// Where panels stay.
     pub placement: Placement,
     /// Where the store lies on a disk, for [`Placement::Disk`].
@@ -61,6 +66,8 @@ impl Setup {
             seed: 1337,
             schedule: Schedule::Fused,
             wafer: Wafer::new(8, 8),
+            routing: Routing::default(),
+            check_messages: false,
             placement: Placement::Resident,
             archive: None,
             device_memory: None,
@@ -238,6 +245,8 @@ impl Trainer {
             _ => (Store::new(&device, tensors, options)?, None),
         };
         let model = Gpt::new(&device, config, shape, kept, spill)?;
+        let fabric = Fabric::new(device.clone(), setup.schedule, setup.wafer).with_routing(setup.routing);
+        let fabric = if setup.check_messages { fabric.with_checks(Checks::new(None)) } else { fabric };
         Ok(Trainer {
             updater: Updater::new(&device, optimizer, setup.seed, &store)?,
             store,
@@ -248,7 +257,7 @@ impl Trainer {
             scalars: device.buffer("scalars", Elem::F32, SCALARS)?,
             partials: device.buffer("gradient partials", Elem::F32, slots * SLOT_FLOATS)?,
             first_slot,
-            fabric: Fabric::new(device, setup.schedule, setup.wafer),
+            fabric,
             opened,
         })
     }
@@ -348,7 +357,7 @@ impl Trainer {
         let clip = self.optimizer.grad_clip;
         if from == 0 {
             device.phase(|| "norm of the gradient".into());
-            grad_norm::finish(&device, &self.partials.all(), slots, clip, &self.scalars.all())?;
+            grad_norm::finish(&self.fabric, &self.partials.all(), slots, clip, &self.scalars.all())?;
         }
         if self.optimizer.clip == Clip::Global {
             for visit in from..self.model.visits().len() {
@@ -371,7 +380,7 @@ impl Trainer {
         let finite = self.first_slot[self.first_slot.len() - 1] - first;
         let slots = Slots { first, norm: end - first, finite };
         let (partials, scalars) = (self.partials.all(), self.scalars.all());
-        grad_norm::finish(self.fabric.device(), &partials, slots, self.optimizer.grad_clip, &scalars)?;
+        grad_norm::finish(&self.fabric, &partials, slots, self.optimizer.grad_clip, &scalars)?;
         self.update(visit, moment, true)
     }
 

@@ -1,4 +1,4 @@
-//! Words that a person types into values that are meant: grids, places, numbers of bytes. One spelling for flags and for
+//! Words that a person types into values that are meant: places, numbers of bytes. One spelling for flags and for
 //! `config.toml`. It must never know which flag a word came from.
 
 use std::path::PathBuf;
@@ -8,20 +8,9 @@ use serde::de::value::{Error as TextError, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::store::Placement;
-use crate::wafer::MACHINES;
 
 /// Largest integer that TOML holds.
 pub(super) const MOST: u64 = i64::MAX as u64;
-
-/// Tiles of the wafer, written `8x8`: width by height.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Grid {
-    /// Tiles from left to right.
-    pub width: u32,
-    /// Tiles from top to bottom.
-    pub height: u32,
-}
 
 /// Where the parameters live, written `resident`, `ram`, `disk` or `disk:FOLDER`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,34 +76,6 @@ pub(super) fn named<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, TextErr
 /// A number of things.
 pub(super) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("must be a whole number from 0 to {MOST}"))
-}
-
-impl FromStr for Grid {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Grid, String> {
-        if let Some(machine) = MACHINES.into_iter().find(|m| m.name.replace('-', "") == text) {
-            return Ok(Grid { width: machine.width as u32, height: machine.height as u32 });
-        }
-        let side = |s: &str| s.parse().ok().filter(|n| (1..=65535).contains(n));
-        text.split_once('x').and_then(|(w, h)| Some(Grid { width: side(w)?, height: side(h)? })).ok_or_else(|| {
-            format!("{text:?} is no grid of tiles; write it as 8x8, each side 1 to 65535, or wse1, wse2 or wse3")
-        })
-    }
-}
-
-impl TryFrom<String> for Grid {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Grid, String> {
-        text.parse()
-    }
-}
-
-impl From<Grid> for String {
-    fn from(grid: Grid) -> String {
-        format!("{}x{}", grid.width, grid.height)
-    }
 }
 
 /// A number of bytes: plain, or with a unit.

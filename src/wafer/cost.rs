@@ -51,6 +51,38 @@ impl Product {
     }
 }
 
+/// A product by the route of a CS-2: blocks of one side stay, those of the other pass, and sums go along the contraction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Blocks of the side that stays, each on a line of tiles.
+    pub lines: u64,
+    /// Blocks of the side that passes.
+    pub passing: u64,
+    /// Blocks of the contraction.
+    pub steps: u64,
+    /// f32 elements of the operand that passes, with the padding that is moved along.
+    pub moved: u64,
+    /// f32 elements of the result, with its padding.
+    pub result: u64,
+    /// Whether it is added to what is there.
+    pub accumulate: bool,
+}
+
+impl Stream {
+    /// The cost in supersteps, with so many lines of tiles and so many tiles along the contraction: every tile launches once
+    /// for each block that passes it. What passes reaches every line; a block of the result goes over every tile of the
+    /// contraction and, for each time round, back to its owner, from whom it comes unless it begins at zero.
+    pub fn superstep(&self, (side, along): (u32, u32)) -> Cost {
+        let rounds = self.steps.div_ceil(along.into());
+        let sums = self.steps + rounds - 1 + u64::from(self.accumulate);
+        Cost {
+            dispatches: self.lines.div_ceil(side.into()) * self.passing * self.steps,
+            messages: self.lines * self.passing * (self.steps + sums),
+            exchanged_bytes: 4 * (self.lines * self.moved + sums * self.result),
+        }
+    }
+}
+
 /// Lines of blocks along which running sums travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relay {

@@ -61,8 +61,8 @@ fn the_device_counts_what_the_wafer_predicts() {
                     let counted = device.counters().since(&before);
                     let want = match (schedule, which) {
                         (Schedule::Fused, _) => cut.fused(),
-                        (_, 2) => cut.keys_stay(&fabric.wafer()),
-                        _ => cut.queries_stay(&fabric.wafer()),
+                        (_, 2) => cut.keys_stay(fabric.wafer()),
+                        _ => cut.queries_stay(fabric.wafer()),
                     };
                     assert_eq!(cost(&counted), want, "pass {which}, {schedule:?} {grid:?}: {shape:?}");
                     assert_eq!(counted.allocations, 0, "a second run allocates nothing");

@@ -1,6 +1,7 @@
 //! AdamW: within its bound; ten steps on the oracle against a plain f64 loop; nothing written where a value is not
 //! finite; equal bits for any number of threads and any panel.
 
+use crate::fabric::relay::fused;
 use crate::rig;
 use gaufre::device::{Device, Elem, View};
 use gaufre::program::adamw::{self, AdamW};
@@ -118,7 +119,8 @@ fn nothing_is_written_where_a_gradient_is_not_finite() {
             let slots = grad_norm::slots(20);
             let partials = device.buffer("partials", Elem::F32, slots * SLOT_FLOATS).expect("buffer").all();
             grad_norm::partial(&device, &tensor.gradient, &partials, 0).expect("partial");
-            grad_norm::finish(&device, &partials, grad_norm::Slots::all(slots), 1.0, &tensor.scalars).expect("finish");
+            grad_norm::finish(&fused(&device), &partials, grad_norm::Slots::all(slots), 1.0, &tensor.scalars)
+                .expect("finish");
             let Tensor { weights, gradient, m, v, scalars } = &tensor;
             adamw::apply(&device, &AdamW { step: 2, ..HYPER }, weights, gradient, m, v, scalars).expect("apply");
             assert_eq!(device.download(scalars).expect("download")[NON_FINITE], 1.0, "{bad} on {}", device.name());

@@ -1,6 +1,8 @@
 //! Column sum: within the bound on every device; it is the transpose of adding a row to every row, in f64; equal bits for
-//! any number of host threads.
+//! any number of host threads; and down lines of tiles.
 
+use crate::fabric::relay::{Example, Operand, assert_is_sound, fused};
+use crate::program::matmul;
 use crate::rig;
 use gaufre::device::Device;
 use gaufre::program::{Matrix, check, column_sum, initial};
@@ -23,7 +25,7 @@ fn sum(device: &Device, dy: &[f32], cols: usize, before: Option<&[f32]>) -> Matr
     if let Some(before) = before {
         out.upload(device, before).unwrap();
     }
-    column_sum::run(device, &matrix, &out, before.is_some()).unwrap();
+    column_sum::run(&fused(device), &matrix, &out, before.is_some()).unwrap();
     out
 }
 
@@ -52,4 +54,24 @@ fn bits_do_not_depend_on_threads() {
     };
     assert_eq!(run(1), run(2));
     assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn is_a_relay_down_its_columns() {
+    let block = column_sum::BLOCK_ROWS as usize;
+    for (rows, cols, accumulate) in [(9 * block + 5, 84, false), (2 * block, 20, true), (3, 130, true)] {
+        assert_is_sound("column_sum", &|fabric| {
+            let device = fabric.device();
+            let (dy, sum) = (matmul::normal(device, rows, cols, 1), matmul::normal(device, 1, cols, 2));
+            let width = 4 * column_sum::SUM.kernel.variant(device.class()).get("QUADS") as usize;
+            let last = (rows.div_ceil(block) - 1) as u32;
+            let program = column_sum::relay(fabric, &dy, &sum, accumulate);
+            let terms = Operand::matrix(&dy, move |line, at, row, col| {
+                row / block == at as usize && col / width == line as usize
+            });
+            let sums = Operand::of(&sum.view, move |line, at, col| at == last && col / width == line as usize);
+            let sums = if accumulate { sums } else { sums.unread() };
+            Example { program: Box::new(program), operands: vec![terms, sums] }
+        });
+    }
 }

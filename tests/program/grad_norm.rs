@@ -1,9 +1,12 @@
 //! The gradient norm: within its bound; the same bits however a tensor is cut into panels; clipping as PyTorch does it;
-//! and values that are not finite.
+//! and values that are not finite; and the sum of all slots over all tiles.
 
+use crate::fabric::relay::{Example, Operand, assert_is_sound, fused};
 use crate::rig;
 use gaufre::device::{Device, Elem, View};
-use gaufre::program::grad_norm::{self, CLIP_SCALE, GRAD_NORM, GRANULE_ROWS, LOSS, NON_FINITE, SCALARS, SLOT_FLOATS};
+use gaufre::program::grad_norm::{
+    self, BLOCK_SLOTS, CLIP_SCALE, GRAD_NORM, GRANULE_ROWS, LOSS, NON_FINITE, SCALARS, SLOT_FLOATS, Slots,
+};
 use gaufre::program::{EPS, Matrix, check, initial};
 
 #[test]
@@ -36,7 +39,7 @@ fn run(device: &Device, values: &[f32], cols: usize, cuts: &[usize], clip: f32, 
         let panel = tensor.rows(edge[0], edge[1] - edge[0]);
         grad_norm::partial(device, &panel, &partials, grad_norm::slots(edge[0])).expect("partial");
     }
-    grad_norm::finish(device, &partials, grad_norm::Slots::all(slots), clip, &scalars).expect("finish");
+    grad_norm::finish(&fused(device), &partials, grad_norm::Slots::all(slots), clip, &scalars).expect("finish");
     device.download(&scalars).expect("download")
 }
 
@@ -76,7 +79,7 @@ fn clips_as_pytorch_does() {
         }
         assert!(
             grad_norm::finish(
-                &device,
+                &fused(&device),
                 &scalars(&device, 0.0),
                 grad_norm::Slots::all(1),
                 f32::NAN,
@@ -109,4 +112,33 @@ fn counts_what_is_not_finite() {
     }
     let oracle = Device::oracle().expect("oracle");
     assert_eq!(run(&oracle, &[1e30, 1.0], 2, &[], 1.0, 1.0)[NON_FINITE], 1.0, "the oracle agrees");
+}
+
+#[test]
+fn the_end_is_a_relay_over_all_tiles() {
+    let whole = Slots::all(7 * BLOCK_SLOTS + 9);
+    let windows = [whole, Slots { first: 5, norm: BLOCK_SLOTS + 20, finite: 4 * BLOCK_SLOTS }, Slots::all(1)];
+    for slots in windows {
+        assert_is_sound("grad_norm_finish", &|fabric| {
+            let device = fabric.device();
+            let floats = (0..(slots.first + slots.finite + 3) * SLOT_FLOATS).map(|i| match i % SLOT_FLOATS {
+                0 => 0.01 + initial::normal(3, i as u64).abs() as f32,
+                _ => (i % 5 / 4) as f32,
+            });
+            let floats: Vec<f32> = floats.collect();
+            let partials = device.buffer("partials", Elem::F32, floats.len()).expect("buffer").all();
+            device.upload(&partials, &floats).expect("upload");
+            let scalars = scalars(device, 2.5);
+            let last = (slots.finite.div_ceil(BLOCK_SLOTS) - 1) as u32;
+            let program = grad_norm::finish_relay(fabric, &partials, slots, 1.0, &scalars).expect("relay");
+            let terms = Operand::of(&partials, move |_, block, at| {
+                let slot = (at / SLOT_FLOATS).checked_sub(slots.first).filter(|slot| *slot < slots.finite);
+                slot.is_some_and(|slot| slot / BLOCK_SLOTS == block as usize)
+            });
+            let derived = Operand::of(&scalars, move |_, block, at| {
+                block == last && [LOSS, GRAD_NORM, CLIP_SCALE, NON_FINITE].contains(&at)
+            });
+            Example { program: Box::new(program), operands: vec![terms, derived] }
+        });
+    }
 }

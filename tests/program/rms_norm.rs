@@ -1,9 +1,12 @@
 //! RMS norm: within the bound on every device; all gradients against central differences in f64, for whole rows and for
-//! parts; parts give the bits of rows, slices those of whole matrices; equal bits for any number of host threads.
+//! parts; parts give the bits of rows, slices those of whole matrices; equal bits for any number of host threads; and along lines of tiles.
 
+use crate::fabric::relay::{Example, Operand, assert_is_sound, fused};
+use crate::program::matmul;
 use crate::rig;
 use gaufre::device::Device;
-use gaufre::program::{Matrix, check, initial, rms_norm};
+use gaufre::program::relay::Relay;
+use gaufre::program::{Matrix, check, column_sum, initial, layer_norm, rms_norm};
 
 const EPSILON: f32 = 1e-5;
 
@@ -45,7 +48,7 @@ fn loss(device: &Device, (rows, parts, cols): Shape, [x, gain]: &[Vec<f32>; 2], 
     let (x, gain) = (matrix(device, rows, parts * cols, x), matrix(device, 1, cols, gain));
     let y = Matrix::new(device, "y", rows, parts * cols).unwrap();
     let stats = Matrix::new(device, "stats", rows, parts).unwrap();
-    rms_norm::forward(device, &x, &gain, parts, EPSILON, &y, &stats).unwrap();
+    rms_norm::forward(&fused(device), &x, &gain, parts, EPSILON, &y, &stats).unwrap();
     y.download_f64(device).unwrap().iter().zip(cotangent).map(|(y, &dy)| y * f64::from(dy)).sum()
 }
 
@@ -63,9 +66,9 @@ fn gradients(
     let [y, dx] = ["y", "dx"].map(|name| Matrix::new(device, name, rows, parts * cols).unwrap());
     let stats = Matrix::new(device, "stats", rows, parts).unwrap();
     let dgain = Matrix::new(device, "dgain", 1, cols).unwrap();
-    rms_norm::forward(device, &x, &gain, parts, EPSILON, &y, &stats).unwrap();
-    rms_norm::backward(device, &x, &gain, parts, &stats, &dy, residual.as_ref(), &dx).unwrap();
-    rms_norm::gain_backward(device, &x, parts, &stats, &dy, &dgain, false).unwrap();
+    rms_norm::forward(&fused(device), &x, &gain, parts, EPSILON, &y, &stats).unwrap();
+    rms_norm::backward(&fused(device), &x, &gain, parts, &stats, &dy, residual.as_ref(), &dx).unwrap();
+    rms_norm::gain_backward(&fused(device), &x, parts, &stats, &dy, &dgain, false).unwrap();
     [dx, dgain].map(|m| m.download_f64(device).unwrap())
 }
 
@@ -119,9 +122,9 @@ fn gain_gradient_accumulates() {
         let whole = |seed| matrix(&oracle, rows, parts * cols, &normal(rows * parts * cols, seed));
         let (x, dy, stats) = (whole(1), whole(3), matrix(&oracle, rows, parts, &normal(rows * parts, 2)));
         let dgain = Matrix::new(&oracle, "dgain", 1, cols).unwrap();
-        rms_norm::gain_backward(&oracle, &x, parts, &stats, &dy, &dgain, false).unwrap();
+        rms_norm::gain_backward(&fused(&oracle), &x, parts, &stats, &dy, &dgain, false).unwrap();
         let once = dgain.download_f64(&oracle).unwrap();
-        rms_norm::gain_backward(&oracle, &x, parts, &stats, &dy, &dgain, true).unwrap();
+        rms_norm::gain_backward(&fused(&oracle), &x, parts, &stats, &dy, &dgain, true).unwrap();
         let twice = dgain.download_f64(&oracle).unwrap();
         assert!(once.iter().zip(&twice).all(|(once, twice)| 2.0 * once == *twice));
     }
@@ -138,8 +141,8 @@ fn parts_give_the_bits_of_rows() {
             let [x, dy] = [&values, &above].map(|values| matrix(&device, rows, parts * cols, values));
             let [y, dx] = ["y", "dx"].map(|name| Matrix::new(&device, name, rows, parts * cols).unwrap());
             let stats = Matrix::new(&device, "stats", rows, parts).unwrap();
-            rms_norm::forward(&device, &x, &gain, parts, EPSILON, &y, &stats).unwrap();
-            rms_norm::backward(&device, &x, &gain, parts, &stats, &dy, Some(&x), &dx).unwrap();
+            rms_norm::forward(&fused(&device), &x, &gain, parts, EPSILON, &y, &stats).unwrap();
+            rms_norm::backward(&fused(&device), &x, &gain, parts, &stats, &dy, Some(&x), &dx).unwrap();
             [y, dx, stats].map(|m| m.download(&device).unwrap())
         };
         assert_eq!(run(rows, parts), run(rows * parts, 1), "{}", device.name());
@@ -164,9 +167,9 @@ fn slices_give_the_bits_of_whole_matrices() {
                 let [y, dx] = outputs.each_ref().map(|m| if sliced { part(m) } else { m.clone() });
                 let stats = Matrix::new(&device, "stats", 20, parts).unwrap();
                 let dgain = Matrix::new(&device, "dgain", 1, 40 / parts).unwrap();
-                rms_norm::forward(&device, x, &gain, parts, EPSILON, &y, &stats).unwrap();
-                rms_norm::backward(&device, x, &gain, parts, &stats, &y, None, &dx).unwrap();
-                rms_norm::gain_backward(&device, x, parts, &stats, &y, &dgain, false).unwrap();
+                rms_norm::forward(&fused(&device), x, &gain, parts, EPSILON, &y, &stats).unwrap();
+                rms_norm::backward(&fused(&device), x, &gain, parts, &stats, &y, None, &dx).unwrap();
+                rms_norm::gain_backward(&fused(&device), x, parts, &stats, &y, &dgain, false).unwrap();
                 for output in outputs.iter().filter(|_| sliced) {
                     let around = |i: usize| !((7..27).contains(&(i / 84)) && (12..52).contains(&(i % 84)));
                     let now = output.download(&device).unwrap();
@@ -185,7 +188,7 @@ fn parts_that_no_quad_begins_are_refused() {
     let device = Device::host(1).unwrap();
     let [x, y] = ["x", "y"].map(|name| Matrix::new(&device, name, 4, 12).unwrap());
     let (gain, stats) = (Matrix::new(&device, "gain", 1, 6).unwrap(), Matrix::new(&device, "stats", 4, 2).unwrap());
-    let _ = rms_norm::forward(&device, &x, &gain, 2, EPSILON, &y, &stats);
+    let _ = rms_norm::forward(&fused(&device), &x, &gain, 2, EPSILON, &y, &stats);
 }
 
 #[test]
@@ -198,12 +201,114 @@ fn bits_do_not_depend_on_threads() {
             let [y, dx] = ["y", "dx"].map(|name| Matrix::new(&device, name, 300, 84).unwrap());
             let stats = Matrix::new(&device, "stats", 300, parts).unwrap();
             let dgain = Matrix::new(&device, "dgain", 1, 84 / parts).unwrap();
-            rms_norm::forward(&device, &x, &gain, parts, EPSILON, &y, &stats).unwrap();
-            rms_norm::backward(&device, &x, &gain, parts, &stats, &y, Some(&x), &dx).unwrap();
-            rms_norm::gain_backward(&device, &x, parts, &stats, &y, &dgain, false).unwrap();
+            rms_norm::forward(&fused(&device), &x, &gain, parts, EPSILON, &y, &stats).unwrap();
+            rms_norm::backward(&fused(&device), &x, &gain, parts, &stats, &y, Some(&x), &dx).unwrap();
+            rms_norm::gain_backward(&fused(&device), &x, parts, &stats, &y, &dgain, false).unwrap();
             [y, dx, dgain, stats].map(|m| m.download(&device).unwrap())
         };
         assert_eq!(run(1), run(2));
         assert_eq!(run(1), run(3));
+    }
+}
+
+/// Columns of a tile.
+const BLOCK: usize = 4 * layer_norm::ROW_BLOCK as usize;
+
+/// Rows of a line on a device.
+fn high(device: &Device) -> usize {
+    let variant = rms_norm::FORWARD.kernel.variant(device.class());
+    (variant.get("WG") / variant.get("LANES")) as usize
+}
+
+/// The columns of a tile in the rows of its line; of rows of several parts, all.
+fn block_of(m: &Matrix, high: usize, parts: usize) -> Operand {
+    Operand::matrix(m, move |line, block, row, col| {
+        parts > 1 || row / high == line as usize && col / BLOCK == block as usize
+    })
+}
+
+/// Rows, parts and columns of a part: several lines and blocks, the last ones not whole; one block; whole blocks; several
+/// parts.
+const SHAPES: [Shape; 5] = [(21, 1, 300), (9, 1, 13), (5, 1, 2 * BLOCK), (1, 1, 9 * BLOCK + 1), (21, 3, 140)];
+
+#[test]
+fn forward_is_a_relay_along_its_rows() {
+    for (rows, parts, cols) in SHAPES {
+        assert_is_sound("rms_norm_forward", &|fabric| {
+            let device = fabric.device();
+            let [x, y] = [1, 2].map(|seed| matmul::normal(device, rows, parts * cols, seed));
+            let (gain, stats) = (matmul::normal(device, 1, cols, 3), matmul::normal(device, rows, parts, 4));
+            let high = high(device);
+            let program = rms_norm::forward_relay(fabric, &x, &gain, parts, EPSILON, &y, &stats);
+            let columns = Operand::matrix(&gain, move |_, block, _, col| parts > 1 || col / BLOCK == block as usize);
+            let roots = Operand::matrix(&stats, move |line, block, row, _| {
+                parts > 1 || row / high == line as usize && block == 0
+            });
+            let outputs = [block_of(&y, high, parts).unread(), roots.unread()];
+            let operands = [block_of(&x, high, parts), columns].into_iter().chain(outputs).collect();
+            Example { program: Box::new(program), operands }
+        });
+    }
+}
+
+#[test]
+fn backward_is_a_relay_along_its_rows() {
+    for (i, (rows, parts, cols)) in SHAPES.into_iter().enumerate() {
+        assert_is_sound("rms_norm_backward", &|fabric| {
+            let device = fabric.device();
+            let [x, dy, residual, dx] = [1, 2, 3, 4].map(|seed| matmul::normal(device, rows, parts * cols, seed));
+            let (gain, stats) = (matmul::normal(device, 1, cols, 5), matmul::normal(device, rows, parts, 6));
+            let high = high(device);
+            let residual = (i % 2 == 0).then_some(&residual);
+            let program = rms_norm::backward_relay(fabric, &x, &gain, parts, &stats, &dy, residual, &dx);
+            let columns = Operand::matrix(&gain, move |_, block, _, col| parts > 1 || col / BLOCK == block as usize);
+            let roots = Operand::matrix(&stats, move |line, _, row, _| parts > 1 || row / high == line as usize);
+            let mut operands = vec![block_of(&x, high, parts), columns, roots, block_of(&dy, high, parts)];
+            operands.extend(residual.map(|residual| block_of(residual, high, parts)));
+            operands.push(block_of(&dx, high, parts).unread());
+            Example { program: Box::new(program), operands }
+        });
+    }
+}
+
+/// A part lies whole on a tile: one launch in both schedules.
+#[test]
+fn parts_travel_nowhere() {
+    let fabric = fused(&rig::host());
+    let device = fabric.device();
+    let [x, y] = [1, 2].map(|seed| matmul::normal(device, 21, 24, seed));
+    let (gain, stats) = (matmul::normal(device, 1, 8, 3), matmul::normal(device, 21, 3, 4));
+    let program = rms_norm::forward_relay(&fabric, &x, &gain, 3, EPSILON, &y, &stats);
+    let cost = gaufre::program::relay::cost(&program, &gaufre::wafer::Wafer::new(2, 2));
+    assert_eq!((cost.dispatches, cost.messages), (1, 0));
+    assert_eq!(program.work(), gaufre::wafer::Work::Local { elements: 21 * 24 });
+}
+
+#[test]
+fn gain_gradient_is_a_relay_down_its_columns() {
+    let block = column_sum::BLOCK_ROWS as usize;
+    for (shape, accumulate) in
+        [((9 * block + 5, 1, 84), false), ((2 * block, 3, 20), true), ((3, 1, 130), true), ((200, 2, 28), false)]
+    {
+        let (rows, parts, cols) = shape;
+        assert_is_sound("rms_norm_gain_backward", &|fabric| {
+            let device = fabric.device();
+            let [x, dy] = [1, 2].map(|seed| matmul::normal(device, rows, parts * cols, seed));
+            let (stats, dgain) = (matmul::normal(device, rows, parts, 3), matmul::normal(device, 1, cols, 4));
+            let width = 4 * rms_norm::GAIN_BACKWARD.kernel.variant(device.class()).get("QUADS") as usize;
+            let last = (rows.div_ceil(block) - 1) as u32;
+            let program = rms_norm::gain_relay(fabric, &x, parts, &stats, &dy, &dgain, accumulate);
+            let terms = |m: &Matrix| {
+                Operand::matrix(m, move |line, at, row, col| {
+                    // The padding of a row of one part goes along with its last columns.
+                    let inside = if parts == 1 { col } else { col % cols };
+                    row / block == at as usize && inside / width == line as usize
+                })
+            };
+            let roots = Operand::matrix(&stats, move |_, at, row, _| row / block == at as usize);
+            let sums = Operand::of(&dgain.view, move |line, at, col| at == last && col / width == line as usize);
+            let sums = if accumulate { sums } else { sums.unread() };
+            Example { program: Box::new(program), operands: vec![terms(&x), roots, terms(&dy), sums] }
+        });
     }
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Launch, Result, Variant, View};
 use crate::program::Matrix;
-use crate::program::schedule::{Block, Round, Source, Stepwise};
+use crate::program::schedule::{Block, Origin, Round, Source, Stepwise};
 use crate::wafer::{self, Cost, Wafer, Work};
 
 /// Which kernel.
@@ -141,6 +141,15 @@ impl<'a> Pass<'a> {
         self.variant.get("COLS") as usize
     }
 
+    /// The block of the sequence whose tile passes on what it received: keys and values go to later queries, queries to
+    /// earlier keys.
+    fn neighbour(&self, block: u32) -> Option<u32> {
+        match self.kind {
+            Kind::KeyValue => Some(block + 1).filter(|next| *next < self.extent.0),
+            Kind::Forward | Kind::Query => block.checked_sub(1),
+        }
+    }
+
     /// The first row and the rows of what a tile receives at a step, and which head of it.
     fn arrival(&self, block: usize, head: usize, step: usize) -> Option<(usize, usize, usize)> {
         let (rows, cols) = self.block_rows();
@@ -251,6 +260,25 @@ impl Stepwise for Pass<'_> {
         let sequence = if self.kind == Kind::KeyValue { self.shape.query_len } else { self.shape.key_value_rows };
         let offset = base + (batch * sequence + first) * m.stride + head * size;
         Some(Block { buffer, offset, stride: m.stride, rows, cols: size })
+    }
+
+    /// Blocks go round the ring of a sequence's tiles: what a tile receives, its neighbour received when it was as many steps
+    /// behind as one block that stays has blocks that travel. The first of them comes from the tile that owns it.
+    fn origin(&self, i: u32, j: u32, step: u32, _operand: usize) -> Origin {
+        let (batch, block) = (i / self.extent.0, i % self.extent.0);
+        let arrival = |block: u32, step: u32| self.arrival(block as usize, j as usize, step as usize);
+        let here = arrival(block, step);
+        let (first, _, head) = here.expect("asked of a tile that receives");
+        let row = (first / self.block_rows().0) as u32;
+        let owner = (batch * self.extent.0 + row.min(self.extent.0 - 1), head as u32);
+        let (before, ago) = (self.neighbour(block), self.keeps() as u32);
+        let same = before.filter(|&before| step >= ago && arrival(before, step - ago) == here);
+        let passed = same.map(|before| ((batch * self.extent.0 + before, j), ago));
+        Origin { owner, passed }
+    }
+
+    fn keeps(&self) -> usize {
+        self.block_rows().0.div_ceil(self.cols())
     }
 
     fn launch(

@@ -2,7 +2,11 @@
 
 use super::{BackwardParams, ForwardParams, GainParams, column_groups, row_groups};
 use crate::device::Variant;
+use crate::program::chain::Cut;
 use crate::program::{Case, Fill, Matrix};
+
+/// What a launch that plays whole lines leaves as it is.
+const CARRY: Fill = Fill::Poison { len: 8 };
 
 /// Quads of a padded row.
 fn width(cols: usize) -> u32 {
@@ -14,14 +18,16 @@ fn stats(rows: usize) -> Fill {
     Fill::Normal { rows, cols: 2, stride: 8, scale: 0.3, mean: 1.0 }
 }
 
+/// A launch of whole lines of `len`.
 fn case<P: bytemuck::Pod + Send + Sync>(
     label: String,
     fills: Vec<Fill>,
     params: P,
+    len: u32,
     groups: fn(&P, &Variant) -> u32,
 ) -> Case {
-    let words = move || bytemuck::cast_slice(bytemuck::bytes_of(&params)).to_vec();
-    Case { label, fills, launch: Box::new(move |v| (words(), groups(&params, v))) }
+    let launch = move |v: &Variant| (Cut::whole(len).into_words(&params), groups(&params, v));
+    Case { label, fills, launch: Box::new(launch) }
 }
 
 pub(super) fn forward() -> Vec<Case> {
@@ -50,12 +56,13 @@ pub(super) fn forward() -> Vec<Case> {
                 y_stride: stride,
                 stats_offset: 0,
                 stats_stride: 2,
+                ..bytemuck::Zeroable::zeroed()
             };
             let x = Fill::Normal { rows, cols, stride: 4 * stride as usize, scale, mean };
             let row = || Fill::matrix(1, cols);
-            let fills = vec![x, row(), row(), Fill::poison(rows, cols), Fill::poison(rows, 2)];
+            let fills = vec![x, row(), row(), Fill::poison(rows, cols), Fill::poison(rows, 2), CARRY];
             let label = format!("{rows} x {cols}, {mean} +- {scale}{}", if biased == 1 { ", bias" } else { "" });
-            case(label, fills, params, |p, v| row_groups(p.rows, v))
+            case(label, fills, params, stride, |p, v| row_groups(p.rows, v))
         })
         .collect()
 }
@@ -81,11 +88,13 @@ pub(super) fn backward() -> Vec<Case> {
                 residual_stride: stride,
                 dx_offset: 0,
                 dx_stride: stride,
+                ..bytemuck::Zeroable::zeroed()
             };
             let full = || Fill::matrix(rows, cols);
-            let fills = vec![full(), Fill::matrix(1, cols), stats(rows), full(), full(), Fill::poison(rows, cols)];
+            let fills =
+                vec![full(), Fill::matrix(1, cols), stats(rows), full(), full(), Fill::poison(rows, cols), CARRY];
             let label = format!("{rows} x {cols}{}", if bypassed == 1 { ", residual" } else { "" });
-            case(label, fills, params, |p, v| row_groups(p.rows, v))
+            case(label, fills, params, stride, |p, v| row_groups(p.rows, v))
         })
         .collect()
 }
@@ -106,11 +115,12 @@ pub(super) fn gain_backward() -> Vec<Case> {
                 dy_offset: 0,
                 dy_stride: stride,
                 dgain_offset: 0,
+                ..bytemuck::Zeroable::zeroed()
             };
             let dgain = if accumulate == 1 { Fill::matrix(1, cols) } else { Fill::poison(1, cols) };
-            let fills = vec![Fill::matrix(rows, cols), stats(rows), Fill::matrix(rows, cols), dgain];
+            let fills = vec![Fill::matrix(rows, cols), stats(rows), Fill::matrix(rows, cols), dgain, CARRY];
             let label = format!("{rows} x {cols}{}", if accumulate == 1 { ", accumulated" } else { "" });
-            case(label, fills, params, |p, v| column_groups(p.quads, v))
+            case(label, fills, params, rows as u32, |p, v| column_groups(p.quads, v))
         })
         .collect()
 }

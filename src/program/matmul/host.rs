@@ -114,7 +114,7 @@ pub fn product(args: &mut Args<'_, f32>) {
         let (row, col) = ((p.first_row + y) as usize * tm, (p.first_col + x) as usize * tn);
         let a = left((p.a_base + y * p.a_tile_y + x * p.a_tile_x) as usize);
         let b = right((p.b_base + y * p.b_tile_y + x * p.b_tile_x) as usize);
-        let block = &mut c[p.c_base as usize + row * p.c_stride as usize + col..];
+        let block = &mut c[p.c_at(row, col)..];
         let target = Target::new(block, p.c_stride as usize, tm.min(m - row), tn.min(p.c_cols as usize - col));
         let add = p.first > 0 || p.accumulate == 1;
         Sum { depth, cols: n, add, bias, end: p.last == p.steps, lone }.share(target, col, a, b, threads);

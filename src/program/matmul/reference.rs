@@ -38,7 +38,7 @@ fn tiles<F: Real>(args: &mut Args<'_, F>, of: impl Fn(F) -> F, end: impl Fn(F) -
         let cols = tn.min(p.n as usize - j * tn);
         let padded = tn.min(p.c_cols as usize - j * tn);
         for r in 0..rows {
-            let line = p.c_base as usize + (i * tm + r) * p.c_stride as usize + j * tn;
+            let line = p.c_at(i * tm + r, j * tn);
             let adds = p.first > 0 || p.accumulate == 1;
             for (sum, &c) in sums[..cols].iter_mut().zip(&c[line..]) {
                 *sum = if adds { of(c) } else { F::zero() };

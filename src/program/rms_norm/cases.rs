@@ -3,7 +3,11 @@
 
 use super::{BackwardParams, ForwardParams, GainParams, column_groups, row_groups};
 use crate::device::Variant;
+use crate::program::chain::Cut;
 use crate::program::{Case, Fill, Matrix};
+
+/// What a launch that plays whole lines leaves as it is.
+const CARRY: Fill = Fill::Poison { len: 8 };
 
 /// `rows` rows of `parts` parts of `cols` columns. With `at` not 0 they are columns of wider matrices, from there on, with
 /// as many columns behind them.
@@ -76,14 +80,16 @@ fn quads(cols: usize) -> u32 {
     Matrix::stride_for(cols) as u32 / 4
 }
 
+/// A launch of whole lines of `len`.
 fn case<P: bytemuck::Pod + Send + Sync>(
     label: String,
     fills: Vec<Fill>,
     params: P,
+    len: u32,
     groups: fn(&P, &Variant) -> u32,
 ) -> Case {
-    let words = move || bytemuck::pod_collect_to_vec(bytemuck::bytes_of(&params));
-    Case { label, fills, launch: Box::new(move |v| (words(), groups(&params, v))) }
+    let launch = move |v: &Variant| (Cut::whole(len).into_words(&params), groups(&params, v));
+    Case { label, fills, launch: Box::new(launch) }
 }
 
 pub(super) fn forward() -> Vec<Case> {
@@ -104,10 +110,11 @@ pub(super) fn forward() -> Vec<Case> {
             stats_offset: 0,
             stats_stride: quads(shape.parts),
             stats_quads: quads(shape.parts),
+            ..bytemuck::Zeroable::zeroed()
         };
         let stats = Fill::poison(shape.rows, shape.parts);
-        let fills = vec![shape.fill(scale), Fill::matrix(1, shape.cols), shape.poison(), stats];
-        case(shape.label(more), fills, params, |p, v| row_groups(p.rows * p.parts, v))
+        let fills = vec![shape.fill(scale), Fill::matrix(1, shape.cols), shape.poison(), stats, CARRY];
+        case(shape.label(more), fills, params, shape.quads(), |p, v| row_groups(p.rows * p.parts, v))
     };
     all.into_iter().map(case).collect()
 }
@@ -133,11 +140,12 @@ pub(super) fn backward() -> Vec<Case> {
             residual_stride: stride,
             dx_offset: offset,
             dx_stride: stride,
+            ..bytemuck::Zeroable::zeroed()
         };
         let full = || shape.fill(1.0);
-        let fills = vec![full(), Fill::matrix(1, shape.cols), shape.roots(), full(), full(), shape.poison()];
+        let fills = vec![full(), Fill::matrix(1, shape.cols), shape.roots(), full(), full(), shape.poison(), CARRY];
         let label = shape.label(["", ", residual"][bypassed]);
-        case(label, fills, params, |p, v| row_groups(p.rows * p.parts, v))
+        case(label, fills, params, shape.quads(), |p, v| row_groups(p.rows * p.parts, v))
     };
     SHAPES.into_iter().enumerate().map(case).collect()
 }
@@ -160,11 +168,12 @@ pub(super) fn gain_backward() -> Vec<Case> {
             dy_offset: offset,
             dy_stride: stride,
             dgain_offset: 0,
+            ..bytemuck::Zeroable::zeroed()
         };
         let dgain = [Fill::poison(1, shape.cols), Fill::matrix(1, shape.cols)][accumulate].clone();
-        let fills = vec![shape.fill(1.0), shape.roots(), shape.fill(1.0), dgain];
+        let fills = vec![shape.fill(1.0), shape.roots(), shape.fill(1.0), dgain, CARRY];
         let label = shape.label(["", ", accumulated"][accumulate]);
-        case(label, fills, params, |p, v| column_groups(p.quads, v))
+        case(label, fills, params, shape.rows as u32, |p, v| column_groups(p.quads, v))
     };
     SHAPES.into_iter().chain(more).enumerate().map(case).collect()
 }

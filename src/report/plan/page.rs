@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::text::{batch, fit, largest, percent, rate, seconds};
+use super::text::{batch, dead, fit, largest, percent, rate, seconds};
 use super::{Plan, Sram};
 use crate::report::device::{bytes, rounded_bytes};
 use crate::report::html::number::count;
@@ -78,6 +78,9 @@ fn notices(plan: &Plan) -> String {
     }
     if plan.refused.is_some() {
         let _ = write!(out, "<p>Here: {}</p>", escaped(&here));
+    }
+    if plan.wafer.dead > 0 {
+        let _ = write!(out, "<p>The tiles are {}; work moves past them.</p>", dead(plan));
     }
     if let Some(ids) = plan.open_vocabulary {
         let _ = write!(

@@ -88,6 +88,12 @@ pub(super) fn fit(plan: &Plan) -> (String, String) {
     (wafer, plan.refused.as_ref().map_or("fits".into(), |reason| format!("does not fit: {reason}")))
 }
 
+/// What is dead of the wafer.
+pub(super) fn dead(plan: &Plan) -> String {
+    let (wide, high) = plan.wafer.placed_on;
+    format!("placed on {wide} x {high} tiles, of which {} are dead", count(plan.wafer.dead))
+}
+
 pub(super) fn of(plan: &Plan) -> String {
     let wafer = &plan.wafer;
     let mut out = format!(
@@ -103,6 +109,9 @@ pub(super) fn of(plan: &Plan) -> String {
         percent(plan.map.balance),
         plan.device,
     );
+    if plan.wafer.dead > 0 {
+        out += &format!("{}\n", dead(plan));
+    }
     if let Some(ids) = plan.open_vocabulary {
         out += &format!("the model takes the vocabulary of its data; counted with the {ids} ids of --tokenizer byte\n");
     }

@@ -37,7 +37,7 @@ pub fn setup(config: &Config, schedule: Schedule, wafer: Wafer) -> Setup {
 /// Loss and every gradient of one step of a model, before any update, on the device of a fabric, by its schedule and on its
 /// grid.
 fn step(config: &Config, fabric: &Fabric) -> Result<Gradients, SetupError> {
-    let setup = setup(config, fabric.schedule(), fabric.wafer());
+    let setup = setup(config, fabric.schedule(), fabric.wafer().clone());
     let mut trainer = Trainer::new(fabric.device().clone(), setup)?;
     for tensor in 0..trainer.store().tensors().len() {
         let mut weights = trainer.store().read(tensor, Role::Weight)?;
