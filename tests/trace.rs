@@ -103,7 +103,8 @@ fn memory_that_is_planned_is_memory_that_is_taken() {
             for step in [1, 2] {
                 trainer.step(step, 1e-3, &tiny::batches(setup.model.vocab_size as u32)).unwrap();
             }
-            let taken = device.counters().allocated_bytes - before;
+            // Boxes are of the emulated fabric, not of a program, and no plan says how many messages meet in one.
+            let taken = device.counters().allocated_bytes - before - trainer.parts().0.box_bytes();
             assert_eq!(planned.counters.allocated_bytes, taken, "{schedule:?} {placement:?} on {}", device.name());
         }
     }
