@@ -2,7 +2,9 @@
 //! device counts is the wafer's closed form.
 
 mod attention;
+mod exchange;
 mod faults;
+mod order;
 pub mod relay;
 mod stream;
 

@@ -103,8 +103,7 @@ fn memory_that_is_planned_is_memory_that_is_taken() {
             for step in [1, 2] {
                 trainer.step(step, 1e-3, &tiny::batches(setup.model.vocab_size as u32)).unwrap();
             }
-            // Boxes are of the emulated fabric, not of a program, and no plan says how many messages meet in one.
-            let taken = device.counters().allocated_bytes - before - trainer.parts().0.box_bytes();
+            let taken = device.counters().allocated_bytes - before - trainer.fabric().box_bytes();
             assert_eq!(planned.counters.allocated_bytes, taken, "{schedule:?} {placement:?} on {}", device.name());
         }
     }

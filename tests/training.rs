@@ -5,10 +5,10 @@ use crate::rig;
 use gaufre::device::Device;
 use gaufre::model::{Config, Decoder, Micro, PRESETS, Recompute, Shape, preset};
 use gaufre::program::initial::word;
-use gaufre::program::schedule::Schedule;
+use gaufre::program::schedule::{Routing, Schedule};
 use gaufre::store::{Placement, Role, Spill};
 use gaufre::train::{Setup, Trainer};
-use gaufre::wafer::Wafer;
+use gaufre::wafer::{Defects, Wafer};
 
 const SHAPE: Shape = Shape { batch: 2, seq_len: 13, micro_batches: 2 };
 
@@ -90,6 +90,7 @@ fn families_give_equal_bits_in_every_way() {
                 let wafer = Wafer::new(width, height);
                 Setup { schedule: Schedule::Superstep, wafer, ..setup(config.clone()) }
             }));
+            ways.push(scratched(Routing::WeightStream, setup(config.clone())));
             let least = least_memory(&device, &config);
             ways.extend([0, 10, 60].map(|percent| Setup {
                 placement: Placement::Ram,
@@ -113,6 +114,13 @@ fn families_give_equal_bits_in_every_way() {
             }
         }
     }
+}
+
+/// In supersteps on a wafer of 6 x 5 with dead tiles and links.
+fn scratched(routing: Routing, setup: Setup) -> Setup {
+    let map = Defects::parse("tile 1 1\ntile 4 3\nlink 0 2 1 2\nlink 3 0 3 1", "map").unwrap();
+    let wafer = Wafer::with_defects(6, 5, &map).unwrap();
+    Setup { schedule: Schedule::Superstep, wafer, routing, ..setup }
 }
 
 /// The least device memory in which a model trains whose layer inputs stay.
@@ -148,6 +156,11 @@ fn schedules_and_grids_do_not_matter() {
             let superstep = Setup { schedule: Schedule::Superstep, wafer, ..setup(model(1, 84, true)) };
             let what = format!("{} {width}x{height}", device.name());
             assert_equal_bits(&fused, &train(device.clone(), superstep), &what);
+        }
+        for routing in [Routing::Broadcast, Routing::WeightStream] {
+            let way = scratched(routing, setup(model(1, 84, true)));
+            let what = format!("{} with defects, {routing:?}", device.name());
+            assert_equal_bits(&fused, &train(device.clone(), way), &what);
         }
     }
 }
@@ -343,4 +356,13 @@ fn dropout_is_of_the_step_and_of_training_alone() {
     assert_eq!(loss(&config, 7, 1).1, first);
     let others = [loss(&config, 7, 2).1, trained, loss(&config, 8, 1).1];
     assert!(others.iter().all(|loss| *loss != first && (loss - first).abs() <= 0.5), "{first} {others:?}");
+}
+
+/// Every message of a step at every hop held against its number and checksum: nothing goes wrong, and nothing changes.
+#[test]
+fn messages_that_are_checked_change_nothing() {
+    let device = Device::host(1).unwrap();
+    let fused = train(device.clone(), setup(model(1, 84, true)));
+    let checked = Setup { check_messages: true, ..scratched(Routing::Broadcast, setup(model(1, 84, true))) };
+    assert_equal_bits(&fused, &train(device, checked), "checked");
 }

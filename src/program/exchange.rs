@@ -71,6 +71,11 @@ impl Exchange {
         self.checks.as_ref().map_or_else(Health::default, Checks::health)
     }
 
+    /// Bytes of all boxes.
+    pub fn bytes(&self) -> u64 {
+        self.boxes.bytes()
+    }
+
     /// Moves all messages of a superstep.
     ///
     /// # Errors

@@ -179,6 +179,11 @@ impl Fabric {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).exchange.health()
     }
 
+    /// Bytes of the boxes between tiles: what the emulation of the fabric itself takes of the device, beside programs.
+    pub fn box_bytes(&self) -> u64 {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).exchange.bytes()
+    }
+
     /// Queues a whole program.
     ///
     /// # Errors

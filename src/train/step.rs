@@ -262,6 +262,11 @@ impl Trainer {
         })
     }
 
+    /// The tiles.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         self.fabric.device()

@@ -66,6 +66,12 @@ impl Boxes {
         Ok(())
     }
 
+    /// Bytes of all boxes.
+    pub fn bytes(&self) -> u64 {
+        let boxes = self.outboxes.iter().chain(&self.inboxes).flatten();
+        boxes.map(|boxes| 4 * boxes.len() as u64).sum()
+    }
+
     /// Lets blocks cross, each its link, all at once, and says where each lies then.
     pub fn cross(&mut self, device: &Device, crossing: &[(Hop, &Spot)]) -> Result<Vec<Spot>> {
         let leaving = crossing.iter().map(|(hop, source)| self.out(*hop, source)).collect::<Vec<_>>();

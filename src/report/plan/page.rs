@@ -94,7 +94,7 @@ fn notices(plan: &Plan) -> String {
 /// Units of the map's drawing from left to right.
 const SIDE: f64 = 1000.0;
 /// A grid of at most so many tiles a side is drawn tile by tile.
-const DRAWN: u64 = 40;
+const DRAWN: u64 = 64;
 /// Around the tiles, for the wafer and the words.
 const MARGIN: f64 = 60.0;
 /// A corner with all work is drawn again where the wafer has at least so many times its sides.
@@ -331,7 +331,7 @@ fn sram(plan: &Plan) -> String {
         if sram.kept > 0 {
             segments.push(part("accumulators and state", "kept", sram.kept));
         }
-        let value = format!("{:.1} KiB", f64::from(sram.total) / 1024.0);
+        let value = rounded_bytes(sram.total.into());
         Bar { name: sram.program.into(), segments, value, about: percent(sram.share) }
     };
     let rest: Vec<String> = unused.iter().map(|sram| escaped(sram.program)).collect();
@@ -408,8 +408,8 @@ fn tensors(plan: &Plan) -> String {
 fn memory(plan: &Plan) -> String {
     let mut rows = Vec::new();
     for memory in &plan.memory {
-        let there = memory.available.map_or("as much as there is".into(), |n| format!("of {}", rounded_bytes(n)));
-        rows.push((memory.place.to_owned(), format!("{} {there}", rounded_bytes(memory.needed))));
+        let there = memory.available.map_or(", not bounded".into(), |n| format!(" of {}", rounded_bytes(n)));
+        rows.push((memory.place.to_owned(), format!("{}{there}", rounded_bytes(memory.needed))));
     }
     for role in &plan.roles {
         rows.push((format!("{}, as {}", role.name, role.format), rounded_bytes(role.bytes)));

@@ -97,15 +97,14 @@ pub(super) fn dead(plan: &Plan) -> String {
 pub(super) fn of(plan: &Plan) -> String {
     let wafer = &plan.wafer;
     let mut out = format!(
-        "{}: {} parameters, {}\nwafer: {}, {} x {} tiles of {}; {} tiles have work, the mean {} of the busiest\n{}\n",
+        "{}: {} parameters, {}\nwafer: {}, each tile of {}; {} of {} tiles have work, on average {} of the busiest tile's\n{}\n",
         plan.model,
         count(plan.parameters),
         batch(plan),
         wafer.name,
-        wafer.width,
-        wafer.height,
         bytes(wafer.tile_sram_bytes),
         count(plan.map.busy),
+        count(wafer.width * wafer.height),
         percent(plan.map.balance),
         plan.device,
     );
