@@ -18,6 +18,7 @@ mod trace;
 mod training;
 
 mod device {
+    mod blank;
     mod errors;
     mod fixture;
     mod order;

@@ -4,12 +4,12 @@
 use crate::rig;
 use gaufre::device::{Device, Entry, Ledger};
 use gaufre::model::{Config, Shape};
-use gaufre::program::schedule::Schedule;
+use gaufre::program::schedule::{Routing, Schedule};
 use gaufre::report::trace::Trace;
 use gaufre::store::{Format, Placement};
 use gaufre::train::conformance::tiny;
 use gaufre::train::{Setup, Trainer, plan};
-use gaufre::wafer::{Cost, Wafer, Work};
+use gaufre::wafer::{Cost, Defects, Wafer, Work};
 
 const SCHEDULES: [(Schedule, (u32, u32)); 3] =
     [(Schedule::Fused, (8, 8)), (Schedule::Superstep, (3, 2)), (Schedule::Superstep, (8, 8))];
@@ -64,6 +64,26 @@ fn the_plan_of_each_family_is_what_a_device_counts() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn other_routes_and_dead_tiles_are_planned_too() {
+    let device = Device::host(2).unwrap().with_ledger();
+    let flawed = Wafer::with_defects(5, 4, &Defects::random(5, 4, 0.1, 3)).unwrap();
+    assert!(!flawed.mesh().is_whole());
+    for (model, wafer, routing) in [
+        (0, flawed.clone(), Routing::Broadcast),
+        (0, flawed, Routing::WeightStream),
+        (1, Wafer::new(3, 2), Routing::WeightStream),
+    ] {
+        let setup = Setup { wafer, routing, ..setup(&tiny::models()[model], SCHEDULES[1]) };
+        let planned = plan::count(&device.blank_like(), &setup).unwrap();
+        let measured = measured(&device, &setup);
+        assert_eq!(counts(&planned.first), counts(&measured[0]), "{routing:?}");
+        assert_eq!(counts(&planned.later), counts(&measured[1]), "{routing:?}");
+        assert_eq!(work(&planned.later), work(&measured[1]), "{routing:?}");
+        assert!(measured[1].runs.iter().map(|run| run.hops).sum::<u64>() > 0);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Every program, in every variant, fits the portable budget of a tile; every class has a variant.
 
-use gaufre::device::{ALL_CLASSES, Class, DEFAULT_TILE_SRAM, SramUse, expand};
+use gaufre::device::{ALL_CLASSES, Class, DEFAULT_TILE_SRAM, SramUse, expand, workgroup_variables};
 use gaufre::program;
 
 /// Workgroup memory that every adapter has which this crate is for.
@@ -22,6 +22,12 @@ fn every_program_fits_a_tile_in_every_variant() {
             assert!(used.workgroup <= WORKGROUP, "{name}: {used:?}");
             assert!(used.total <= DEFAULT_TILE_SRAM, "{name}: {used:?}");
             assert!(used.invocations <= 256, "{name}: {used:?}");
+            let variables = workgroup_variables(kernel.name, &source).unwrap();
+            assert!(
+                variables.iter().all(|(variable, bytes)| !variable.is_empty() && *bytes > 0),
+                "{name}: {variables:?}"
+            );
+            assert_eq!(variables.iter().map(|(_, bytes)| bytes).sum::<u32>(), used.workgroup, "{name}");
             assert_eq!(used.invocations, variant.get("WG"), "{name}: WG is not the workgroup's size");
         }
     }
