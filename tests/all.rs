@@ -34,6 +34,7 @@ mod runs {
     mod kills;
     mod stops;
     mod streamed;
+    mod wafers;
 }
 
 mod program {

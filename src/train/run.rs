@@ -14,6 +14,7 @@ use super::resume::{self, ResumeError, State, Terms};
 use super::samples::Samples;
 use super::session::Session;
 use super::step::{Setup, SetupError, Trainer};
+use super::tiles;
 use crate::data::{Batch, Corpus, DataError, Request, Shape, TokenizerKind};
 use crate::device::{Device, DeviceError};
 use crate::model::{self, Micro, ModelError, Table};
@@ -173,7 +174,6 @@ fn go(
     let device = device.with_tile_sram(sram);
     let device = if control.traced { device.with_ledger() } else { device };
     let terms = Terms::new(config, &model, &corpus, &device);
-    let peak_flops = device.run(|| peaks::flops(&device))?;
     let resumed = old.is_some();
     let wafer = config.wafer.wafer(config.defects.as_ref(), &model, &shape)?;
     let told = match config.schedule {
@@ -182,6 +182,8 @@ fn go(
     };
     let setup = setup(config, model.clone(), shape, wafer, &device);
     let needs = needs::check(config, &setup, &device, resumed)?;
+    tiles::check(config, &setup, &device)?;
+    let peak_flops = device.run(|| peaks::flops(&device))?;
     let (mut trainer, (folder, _lock)) = place(config, setup, &device, old, control.disk)?;
     if let Some(init) = &init {
         device.run(|| init.load(trainer.store()))?;

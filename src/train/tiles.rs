@@ -7,10 +7,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::ConfigError;
+use super::config::{Config, ConfigError};
+use super::plan;
+use super::run::TrainError;
+use super::step::Setup;
 use crate::data::Shape;
-use crate::device::{DEFAULT_TILE_SRAM, Limits};
+use crate::device::{Class, DEFAULT_TILE_SRAM, Device, Limits, SramUse, expand};
 use crate::model::Config as Model;
+use crate::program::schedule::Schedule;
+use crate::store::Placement;
 use crate::wafer::{Defects, MACHINES, Machine, Wafer, WaferError};
 
 /// Most tiles of a side that `auto` takes.
@@ -86,6 +91,37 @@ impl Tiles {
         }
         told
     }
+}
+
+/// Holds every program of a step against the SRAM of a tile, before the first dispatch; all of them fit a tile of a WSE-2.
+///
+/// # Errors
+/// [`ConfigError::Value`] with what the largest program needs; what the device says.
+pub fn check(config: &Config, setup: &Setup, device: &Device) -> Result<(), TrainError> {
+    let available = device.limits().tile_sram;
+    if available >= DEFAULT_TILE_SRAM {
+        return Ok(());
+    }
+    let limits = Limits { tile_sram: u32::MAX, ..device.limits().clone() };
+    let fused = Setup { schedule: Schedule::Fused, placement: Placement::Resident, archive: None, ..setup.clone() };
+    let ledger = plan::count(&Device::blank(device.class(), limits), &fused)?.first;
+    let mut most = (0, "");
+    for (kernel, variant) in ledger.kernels {
+        let needed = match device.class() {
+            Class::Native => (kernel.tile_bytes)(variant),
+            _ => SramUse::of(kernel, variant, &expand(kernel, variant)?)?.total,
+        };
+        most = most.max((needed, kernel.name));
+    }
+    if most.0 > available {
+        let (needed, program) = most;
+        let grid = Tiles { sram: None, ..config.wafer };
+        let cure = format!(
+            "{program} needs {needed} bytes of a tile's SRAM, {available} are available; write {grid}:{needed}, or more"
+        );
+        return Err(ConfigError::Value { flag: "wafer", value: config.wafer.to_string(), cure }.into());
+    }
+    Ok(())
 }
 
 impl FromStr for Tiles {
