@@ -73,10 +73,9 @@ pub(super) fn batch(plan: &Plan) -> String {
     format!("{sequences} x {}{times} = {} tokens a step", plan.seq_len, count(plan.step_tokens()))
 }
 
-/// Sequences, or that there is no bound.
+/// The largest micro-batches, on the wafer and here.
 pub(super) fn largest(plan: &Plan) -> (String, String) {
-    let here = plan.largest.here.map_or("no bound known".into(), count);
-    (count(plan.largest.wafer), here)
+    (count(plan.largest.wafer), count(plan.largest.here))
 }
 
 /// Whether the plan fits, in a few words each: on the wafer, and here.
