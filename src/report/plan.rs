@@ -233,6 +233,9 @@ pub struct Here {
     pub bound: &'static str,
 }
 
+/// What a prediction for a wafer leaves out, for whoever reads one.
+const IDEAL: &str = "an ideal: runs that were published took longer, as `cargo bench --bench wafer` shows";
+
 impl Plan {
     /// Tokens of a step.
     pub fn step_tokens(&self) -> u64 {

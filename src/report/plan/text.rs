@@ -1,6 +1,6 @@
 //! A plan for a terminal: short tables, aligned. It must never say what the page does not.
 
-use super::{Plan, Program, Sram, Tensor};
+use super::{IDEAL, Plan, Program, Sram, Tensor};
 use crate::report::device::{bytes, rounded_bytes};
 use crate::report::html::number::count;
 
@@ -136,7 +136,7 @@ fn times(plan: &Plan) -> String {
     let stream = &plan.stream;
     table([Left, Right, Right], &rows)
         + &format!(
-            "one pass of all weights, {}, takes the link of the wafer {}; here {} pass between memory and disk a step\n",
+            "what the wafer takes is {IDEAL}\none pass of all weights, {}, takes the link of the wafer {}; here {} pass between memory and disk a step\n",
             rounded_bytes(stream.pass_bytes),
             seconds(stream.pass_seconds),
             rounded_bytes(stream.disk_bytes),
