@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use crate::rig;
 use serde_json::Value;
 
 /// A folder with a text and a model that trains in no time.
@@ -133,6 +134,22 @@ fn the_largest_model_is_planned() {
     // Nothing holds all of it; that is said, and is no error.
     let resident = desk.plan(&flags);
     assert!(resident["refused"].as_str().unwrap().contains("--store disk"), "{}", resident["refused"]);
+}
+
+#[test]
+fn what_an_adapter_cannot_bind_is_said_and_planned() {
+    let desk = Desk::new();
+    if rig::adapter("a plan for an adapter").is_none() {
+        return;
+    }
+    let line = ["plan", "--json", "--device", "software", "--model", "gpt2", "--batch-size", "4096"];
+    let output = desk.gaufre(&line);
+    // Where there is hardware alone, there is no software adapter to plan for.
+    let Ok(plan) = serde_json::from_slice::<Value>(&output.stdout) else { return };
+    agrees(&plan).unwrap();
+    assert!(plan["refused"].as_str().unwrap().contains("--batch-size"), "{}", plan["refused"]);
+    let here = plan["largest"]["here"].as_u64().unwrap();
+    assert!((1..4096).contains(&here), "{here}");
 }
 
 #[test]

@@ -125,8 +125,8 @@ pub struct Memory {
 /// The largest micro-batches, in sequences.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Largest {
-    /// Here; `None` where nothing bounds it.
-    pub here: Option<u64>,
+    /// Here, as far as memory is known: that of an adapter is not, unless it is bounded.
+    pub here: u64,
     /// In the SRAM of the wafer.
     pub wafer: u64,
     /// Bytes of activations of a token there.
@@ -232,6 +232,9 @@ pub struct Here {
     /// What takes longest.
     pub bound: &'static str,
 }
+
+/// What a prediction for a wafer leaves out, for whoever reads one.
+const IDEAL: &str = "an ideal: runs that were published took longer, as `cargo bench --bench wafer` shows";
 
 impl Plan {
     /// Tokens of a step.

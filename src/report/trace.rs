@@ -60,7 +60,11 @@ impl Trace {
     pub fn json(&self) -> Value {
         let about: serde_json::Map<String, Value> =
             self.about.iter().map(|(name, value)| ((*name).into(), json!(value))).collect();
-        let device = self.about.iter().find(|(name, _)| *name == "device").map_or("a device", |(_, value)| value);
+        let device = self
+            .about
+            .iter()
+            .find(|(name, _)| *name == "device")
+            .map_or("a device", |(_, value)| value.split(';').next().unwrap_or_default());
         let named = |what: &str, name: &str| json!({ "ph": "M", "pid": PROCESS, "tid": TRACK, "name": what, "args": { "name": name } });
         let mut events = vec![
             named("process_name", &format!("gaufre on {device}")),

@@ -6,14 +6,14 @@ use super::hugging_face::HuggingFace;
 use super::run::{self, TrainError};
 use super::step::{Setup, SetupError, Trainer};
 use super::{needs, peaks};
-use crate::device::{Class, Counters, Device, Ledger, Limits, SramUse, expand, workgroup_variables};
+use crate::device::{Class, Counters, Device, DeviceError, Ledger, Limits, SramUse, expand, workgroup_variables};
 use crate::model::{Activations, Config as Model, Gpt, Micro, Pass, Recompute, Shape, Table, Visit};
 use crate::program::matmul::NT;
 use crate::program::schedule::Schedule;
 use crate::report::plan as told;
 use crate::store::plan::Need;
 use crate::store::role::{ALL, array};
-use crate::store::{self, Format, Placement, Role, Spill, Tensor};
+use crate::store::{self, Format, Placement, Role, Spill, StoreError, Tensor};
 use crate::wafer::{Bound, Machine, Step, Tile, Visit as Streamed, WSE2, Work};
 
 /// What steps would run, in closed form.
@@ -77,7 +77,8 @@ pub fn of(config: &Config) -> Result<told::Plan, TrainError> {
     let setup = run::setup(config, model, shape, tiles, &device);
     let needs = needs::needs(config, &setup, &device)?;
     let machine = machine(config, &setup, sram_bytes);
-    let plans = Counts::of(&device, &setup)?;
+    let (plans, too_large) = Counts::of(&device, &setup)?;
+    let too_large = too_large.map(|e| format!("{e}; lower --batch-size or --seq-len"));
     let sram = sram(&plans.kernels, &machine)?;
     let programs = programs(&plans);
     let messages = programs.iter().map(|p| p.messages).sum();
@@ -94,7 +95,7 @@ pub fn of(config: &Config) -> Result<told::Plan, TrainError> {
         seq_len: setup.shape.seq_len as u64,
         wafer: wafer(config, &setup, &machine),
         device: crate::report::device::line(&device),
-        refused: needs::check(config, &setup, &device, false).err().map(|e| e.to_string()),
+        refused: needs::check(config, &setup, &device, false).err().map(|e| e.to_string()).or(too_large),
         roles: roles(&setup),
         tensors: tensors(&setup, &device)?,
         memory: memory(&needs),
@@ -125,32 +126,53 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(device: &Device, setup: &Setup) -> Result<Counts, SetupError> {
+    /// The ledgers, and why the device could not hold the step, where a buffer is too large for it.
+    fn of(device: &Device, setup: &Setup) -> Result<(Counts, Option<SetupError>), SetupError> {
         let limits = Limits { binding_bytes: u64::MAX, buffer_bytes: u64::MAX, ..device.limits().clone() };
         let on = |class: Class, setup: &Setup| {
             Ok::<_, SetupError>(count(&Device::blank(class, limits.clone()), setup)?.later)
         };
-        let one = Shape { micro_batches: 1, ..setup.shape };
-        let whole = Setup {
-            shape: one,
-            placement: Placement::Resident,
-            device_memory: None,
-            spare: None,
-            spill: None,
-            schedule: Schedule::Fused,
-            recompute: if setup.recompute == Recompute::None { Recompute::None } else { Recompute::Layer },
-            ..setup.clone()
+        let (here, too_large) = match count(&device.blank_like(), setup) {
+            Ok(counted) => (counted.later, None),
+            Err(error) if is_too_large(&error) => (on(device.class(), setup)?, Some(error)),
+            Err(error) => return Err(error),
         };
-        let cut = Setup { model: Model { layers: 1, ..setup.model.clone() }, ..whole.clone() };
+        let whole = one_micro_batch(setup);
         // A tile is a workgroup: what native code needs instead says nothing about one.
         let tiles = if device.class() == Class::Native { Class::Gpu } else { device.class() };
-        Ok(Counts {
-            here: count(&device.blank_like(), setup)?.later,
+        let counts = Counts {
+            here,
             fabric: on(device.class(), &Setup { schedule: Schedule::Superstep, ..setup.clone() })?,
             micro: on(device.class(), &whole)?,
-            kernels: on(tiles, &cut)?,
-        })
+            kernels: on(tiles, &one_layer(&whole))?,
+        };
+        Ok((counts, too_large))
     }
+}
+
+/// Whether a buffer is larger than the device binds.
+fn is_too_large(error: &SetupError) -> bool {
+    use DeviceError::TooLarge;
+    matches!(error, SetupError::Device(TooLarge { .. }) | SetupError::Store(StoreError::Device(TooLarge { .. })))
+}
+
+/// One micro-batch, fused, with all weights on the device.
+fn one_micro_batch(setup: &Setup) -> Setup {
+    Setup {
+        shape: Shape { micro_batches: 1, ..setup.shape },
+        placement: Placement::Resident,
+        device_memory: None,
+        spare: None,
+        spill: None,
+        schedule: Schedule::Fused,
+        recompute: if setup.recompute == Recompute::None { Recompute::None } else { Recompute::Layer },
+        ..setup.clone()
+    }
+}
+
+/// The same of a model of one layer, whose programs and buffers are those of all.
+fn one_layer(setup: &Setup) -> Setup {
+    Setup { model: Model { layers: 1, ..setup.model.clone() }, ..setup.clone() }
 }
 
 /// The machine that is asked for, as far as its tiles work, or else a WSE-2 of as many tiles.
@@ -301,17 +323,17 @@ fn largest(config: &Config, setup: &Setup, device: &Device, machine: &Machine, s
     let fits = |batch: u64| {
         let shape = Shape { batch: batch as usize, ..shape };
         let asked = Setup { shape, ..setup.clone() };
-        needs::needs(config, &asked, device).is_ok_and(|needs| needs.ram.fit() && needs.device.fit())
+        let has_room = needs::needs(config, &asked, device).is_ok_and(|needs| needs.ram.fit() && needs.device.fit());
+        has_room && Trainer::new(device.blank_like(), one_layer(&one_micro_batch(&asked))).is_ok()
     };
     let most = i32::MAX as u64 / (shape.seq_len * shape.micro_batches) as u64;
-    let bounded = device.class() == Class::Native || setup.device_memory.is_some();
     // Values of a token on the device are f32, those on the wafer of 16 bit.
     let one = Shape { batch: 1, micro_batches: 1, ..shape };
     let kept = setup.recompute == Recompute::None;
     let token_bytes = Activations::bytes(&setup.model, &one, kept, false).div_ceil(2 * shape.seq_len as u64);
     let reserved = sram.iter().map(|s| u64::from(s.total - s.kept)).max().unwrap_or(0);
     told::Largest {
-        here: bounded.then(|| last(most, fits)),
+        here: last(most, fits),
         wafer: machine.tokens_max(token_bytes, reserved) / shape.seq_len as u64,
         token_bytes,
         reserved,

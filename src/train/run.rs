@@ -169,17 +169,11 @@ fn go(
     let model = model.with_vocabulary(corpus.tokenizer.vocab_size())?;
     // Safety: the device does not leave this function, and all that gets it launches the programs of this crate alone,
     // through their own functions.
-    let device = unsafe { Device::open_trusted(&config.device, config.threads) }?;
-    let sram = config.wafer.sram(device.limits());
-    let device = device.with_tile_sram(sram);
-    let device = if control.traced { device.with_ledger() } else { device };
+    let device = fitted(unsafe { Device::open_trusted(&config.device, config.threads) }?, config, control);
     let terms = Terms::new(config, &model, &corpus, &device);
     let resumed = old.is_some();
     let wafer = config.wafer.wafer(config.defects.as_ref(), &model, &shape)?;
-    let told = match config.schedule {
-        Schedule::Fused => device::line(&device),
-        Schedule::Superstep => format!("{}; {}", device::line(&device), Tiles::told(&wafer, &model, &shape)),
-    };
+    let told = told(config, &device, &wafer, &model, &shape);
     let setup = setup(config, model.clone(), shape, wafer, &device);
     let needs = needs::check(config, &setup, &device, resumed)?;
     tiles::check(config, &setup, &device)?;
@@ -229,6 +223,21 @@ fn go(
     let (steps, seconds) = (summary.step.saturating_sub(before), summary.seconds);
     observer.finished(&Finish { steps, tokens: steps * step_tokens, seconds, skipped: summary.skipped })?;
     Ok(summary)
+}
+
+/// The device with tiles of the SRAM that is asked for, and a ledger where the run is traced.
+fn fitted(device: Device, config: &Config, control: Control<'_>) -> Device {
+    let sram = config.wafer.sram(device.limits());
+    let device = device.with_tile_sram(sram);
+    if control.traced { device.with_ledger() } else { device }
+}
+
+/// The device in one line and, where they are played one by one, its tiles.
+fn told(config: &Config, device: &Device, wafer: &Wafer, model: &model::Config, shape: &Shape) -> String {
+    match config.schedule {
+        Schedule::Fused => device::line(device),
+        Schedule::Superstep => format!("{}; {}", device::line(device), Tiles::told(wafer, model, shape)),
+    }
 }
 
 /// The configuration with what the folder of weights that it begins with has to say: its tokenizer, where none was chosen. Any

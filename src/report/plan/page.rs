@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::text::{batch, dead, fit, largest, percent, rate, seconds};
-use super::{Plan, Sram};
+use super::{IDEAL, Plan, Sram};
 use crate::report::device::{bytes, rounded_bytes};
 use crate::report::html::number::count;
 use crate::report::html::{WAFER, escaped};
@@ -37,7 +37,7 @@ pub(super) fn of(plan: &Plan) -> String {
     out += &asked(plan);
     let _ = write!(
         out,
-        "<footer>{}<br>Gaufre {}; what is said of the wafer is reckoned, not measured</footer>\n</main>\n</body>\n</html>\n",
+        "<footer>{}<br>Gaufre {}; what the wafer takes is {IDEAL}</footer>\n</main>\n</body>\n</html>\n",
         escaped(plan.device.trim_start_matches("device: ")),
         env!("CARGO_PKG_VERSION")
     );

@@ -1,6 +1,6 @@
 //! A plan for a terminal: short tables, aligned. It must never say what the page does not.
 
-use super::{Plan, Program, Sram, Tensor};
+use super::{IDEAL, Plan, Program, Sram, Tensor};
 use crate::report::device::{bytes, rounded_bytes};
 use crate::report::html::number::count;
 
@@ -73,10 +73,9 @@ pub(super) fn batch(plan: &Plan) -> String {
     format!("{sequences} x {}{times} = {} tokens a step", plan.seq_len, count(plan.step_tokens()))
 }
 
-/// Sequences, or that there is no bound.
+/// The largest micro-batches, on the wafer and here.
 pub(super) fn largest(plan: &Plan) -> (String, String) {
-    let here = plan.largest.here.map_or("no bound known".into(), count);
-    (count(plan.largest.wafer), here)
+    (count(plan.largest.wafer), count(plan.largest.here))
 }
 
 /// Whether the plan fits, in a few words each: on the wafer, and here.
@@ -137,7 +136,7 @@ fn times(plan: &Plan) -> String {
     let stream = &plan.stream;
     table([Left, Right, Right], &rows)
         + &format!(
-            "one pass of all weights, {}, takes the link of the wafer {}; here {} pass between memory and disk a step\n",
+            "what the wafer takes is {IDEAL}\none pass of all weights, {}, takes the link of the wafer {}; here {} pass between memory and disk a step\n",
             rounded_bytes(stream.pass_bytes),
             seconds(stream.pass_seconds),
             rounded_bytes(stream.disk_bytes),
