@@ -178,18 +178,20 @@ impl Tree<'_> {
 
 /// Shares trees out to rounds in which no two leave a tile by one port; each comes as early as it can.
 fn rounds(trees: Vec<Tree<'_>>) -> Vec<Vec<Tree<'_>>> {
-    let mut rounds: Vec<(HashSet<(Tile, Port)>, Vec<Tree<'_>>)> = Vec::new();
+    let mut taken: Vec<HashSet<(Tile, Port)>> = Vec::new();
+    let mut rounds: Vec<Vec<Tree<'_>>> = Vec::new();
     for tree in trees {
         let ports: Vec<(Tile, Port)> = tree.links.iter().map(|link| (link.hop.from, link.hop.port)).collect();
-        let free = rounds.iter().position(|(taken, _)| ports.iter().all(|port| !taken.contains(port)));
+        let free = taken.iter().position(|taken| ports.iter().all(|port| !taken.contains(port)));
         let at = free.unwrap_or_else(|| {
-            rounds.push(Default::default());
+            taken.push(HashSet::new());
+            rounds.push(Vec::new());
             rounds.len() - 1
         });
-        rounds[at].0.extend(ports);
-        rounds[at].1.push(tree);
+        taken[at].extend(ports);
+        rounds[at].push(tree);
     }
-    rounds.into_iter().map(|(_, trees)| trees).collect()
+    rounds
 }
 
 impl Spot {

@@ -406,10 +406,10 @@ fn map(ledger: &Ledger, machine: &Machine, sram: &[told::Sram]) -> told::Map {
         let (blocks, work) =
             ((run.blocks.0.into(), run.blocks.1.into()), (run.work.macs() + run.work.operations()) as f64);
         match played.iter_mut().find(|(program, p)| *program == run.program && p.blocks == blocks) {
-            Some((_, p)) => p.work += work,
+            Some((_, p)) => (p.work, p.bytes) = (p.work + work, p.bytes + run.exchanged_bytes as f64),
             None => {
                 let sram = sram.iter().find(|s| s.program == run.program).map_or(0.0, |s| s.share);
-                played.push((run.program, told::Played { blocks, work, sram }));
+                played.push((run.program, told::Played { blocks, work, sram, bytes: run.exchanged_bytes as f64 }));
             }
         }
     }

@@ -15,6 +15,10 @@ pub struct Map {
     pub work: Vec<Vec<f64>>,
     /// Row by row: the most that a program takes of a tile's SRAM, as a share of it; 0 where no program runs.
     pub sram: Vec<Vec<f64>>,
+    /// Row by row: the bytes that a tile receives over its links, as a share of the most that one does.
+    pub traffic: Vec<Vec<f64>>,
+    /// Bytes that the tile receives which receives most.
+    pub most_bytes: f64,
     /// Tiles that have something to do.
     pub busy: u64,
     /// Mean work over that of the busiest tile.
@@ -30,6 +34,9 @@ pub struct Played {
     pub work: f64,
     /// Share of a tile's SRAM that it takes.
     pub sram: f64,
+    /// Bytes that all blocks together receive over the fabric. In a broadcast and in a ring a tile passes on what it
+    /// receives, so that these are the bytes that cross its links.
+    pub bytes: f64,
 }
 
 impl Map {
@@ -50,22 +57,25 @@ impl Map {
             rows[..rows.len() - 1].iter().map(row).collect()
         };
         let count = |x: u64, y: u64, p: &Played| on(x, width, p.blocks.1) * on(y, height, p.blocks.0);
-        let mut work = each(&|x, y| {
-            let share = |p: &Played| p.work * count(x, y, p) as f64 / (p.blocks.0 * p.blocks.1).max(1) as f64;
-            played.iter().map(share).sum()
-        });
+        let shared = |of: &dyn Fn(&Played) -> f64| {
+            let part = |x, y, p: &Played| of(p) * count(x, y, p) as f64 / (p.blocks.0 * p.blocks.1).max(1) as f64;
+            let mut cells = each(&|x, y| played.iter().map(|p| part(x, y, p)).sum());
+            let most = cells.iter().flatten().copied().fold(0.0, f64::max);
+            cells.iter_mut().flatten().for_each(|cell| *cell = if most > 0.0 { *cell / most } else { 0.0 });
+            (cells, most)
+        };
+        let (work, _) = shared(&|p| p.work);
+        let (traffic, most_bytes) = shared(&|p| p.bytes);
         let sram = each(&|x, y| played.iter().filter(|p| count(x, y, p) > 0).map(|p| p.sram).fold(0.0, f64::max));
-        let most = work.iter().flatten().copied().fold(0.0, f64::max);
         let (mut busy, mut sum) = (0, 0.0);
-        for (row, y) in work.iter_mut().zip(rows.windows(2)) {
-            for (share, x) in row.iter_mut().zip(columns.windows(2)) {
-                *share = if most > 0.0 { *share / most } else { 0.0 };
+        for (row, y) in work.iter().zip(rows.windows(2)) {
+            for (share, x) in row.iter().zip(columns.windows(2)) {
                 let tiles = (x[1] - x[0]) * (y[1] - y[0]);
                 busy += if *share > 0.0 { tiles } else { 0 };
                 sum += *share * tiles as f64;
             }
         }
-        Map { columns, rows, work, sram, busy, balance: sum / (width * height) as f64 }
+        Map { columns, rows, work, sram, traffic, most_bytes, busy, balance: sum / (width * height) as f64 }
     }
 }
 
@@ -76,28 +86,33 @@ mod tests {
     #[test]
     fn a_map_is_what_each_tile_plays() {
         let played = [
-            Played { blocks: (5, 7), work: 35.0, sram: 0.5 },
-            Played { blocks: (2, 1), work: 6.0, sram: 0.75 },
-            Played { blocks: (1, 2), work: 1.0, sram: 0.25 },
+            Played { blocks: (5, 7), work: 35.0, sram: 0.5, bytes: 70.0 },
+            Played { blocks: (2, 1), work: 6.0, sram: 0.75, bytes: 0.0 },
+            Played { blocks: (1, 2), work: 1.0, sram: 0.25, bytes: 8.0 },
         ];
         for (width, height) in [(3, 2), (8, 8), (1, 1), (7, 5), (4, 9)] {
             let map = Map::of((width, height), &played);
             let mut work = vec![vec![0.0; width as usize]; height as usize];
-            let mut sram = work.clone();
+            let (mut sram, mut bytes) = (work.clone(), work.clone());
             for p in &played {
                 for (i, j) in (0..p.blocks.0).flat_map(|i| (0..p.blocks.1).map(move |j| (i, j))) {
                     let (y, x) = ((i % height) as usize, (j % width) as usize);
                     work[y][x] += p.work / (p.blocks.0 * p.blocks.1) as f64;
+                    bytes[y][x] += p.bytes / (p.blocks.0 * p.blocks.1) as f64;
                     sram[y][x] = p.sram.max(sram[y][x]);
                 }
             }
             let most = work.iter().flatten().copied().fold(0.0, f64::max);
+            let most_bytes = bytes.iter().flatten().copied().fold(0.0, f64::max);
+            assert!((map.most_bytes - most_bytes).abs() < 1e-9);
             let at =
                 |borders: &[u64], place: u64| borders.windows(2).position(|b| (b[0]..b[1]).contains(&place)).unwrap();
             for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
                 let (row, column) = (at(&map.rows, y), at(&map.columns, x));
                 let wanted = (work[y as usize][x as usize] / most, sram[y as usize][x as usize]);
                 assert!((map.work[row][column] - wanted.0).abs() < 1e-12, "{width} x {height}: {x}, {y}");
+                let traffic = bytes[y as usize][x as usize] / most_bytes;
+                assert!((map.traffic[row][column] - traffic).abs() < 1e-12, "{width} x {height}: {x}, {y}");
                 assert_eq!(map.sram[row][column], wanted.1, "{width} x {height}: {x}, {y}");
             }
             assert_eq!(map.busy, work.iter().flatten().filter(|w| **w > 0.0).count() as u64);

@@ -111,7 +111,8 @@ fn map(plan: &Plan) -> String {
     let mut out = format!(
         "<section class=\"map\"><h2>The wafer</h2>\n<div class=\"views\">\
          <label><input type=\"radio\" name=\"view\" class=\"to-work\" checked>work of a step</label>\
-         <label><input type=\"radio\" name=\"view\" class=\"to-sram\">SRAM, at most</label></div>\n\
+         <label><input type=\"radio\" name=\"view\" class=\"to-sram\">SRAM, at most</label>\
+         <label><input type=\"radio\" name=\"view\" class=\"to-traffic\">link traffic</label></div>\n\
          <svg viewBox=\"{:.1} {:.1} {side:.1} {side:.1}\" role=\"img\" aria-label=\"map of the wafer\" \
          shape-rendering=\"crispEdges\">\n<circle class=\"disc\" shape-rendering=\"auto\" cx=\"{middle:.1}\" cy=\"{centre:.1}\" \
          r=\"{radius:.1}\"/>\n{}<text x=\"{middle:.1}\" y=\"-16\">{} tiles</text>\
@@ -126,9 +127,11 @@ fn map(plan: &Plan) -> String {
     let _ = write!(
         out,
         "<div class=\"ramp work\"><b></b>idle <i></i>the busiest tile</div>\
-         <div class=\"ramp sram\"><b></b>unused <i></i>all {}</div>\n<p>{} of {} tiles have work in a step, its blocks cut and \
+         <div class=\"ramp sram\"><b></b>unused <i></i>all {}</div>\
+         <div class=\"ramp traffic\"><b></b>nothing <i></i>{} a step, received over the links of one tile</div>\n<p>{} of {} tiles have work in a step, its blocks cut and \
          placed as the emulation does; on average a tile has {} of what the busiest has.</p></section>\n",
         bytes(plan.wafer.tile_sram_bytes),
+        bytes(plan.map.most_bytes as u64),
         count(plan.map.busy),
         count(plan.wafer.width * plan.wafer.height),
         percent(plan.map.balance)
@@ -136,11 +139,11 @@ fn map(plan: &Plan) -> String {
     out
 }
 
-/// The first `width x height` tiles of the wafer, work and SRAM.
+/// The first `width x height` tiles of the wafer: work, SRAM and traffic.
 fn drawn(plan: &Plan, (width, height): (u64, u64), scale: f64) -> String {
     let (wide, high) = (width as f64 * scale, height as f64 * scale);
     let mut out = format!("<rect class=\"idle\" width=\"{wide:.1}\" height=\"{high:.1}\"/>\n");
-    for (class, cells) in [("work", &plan.map.work), ("sram", &plan.map.sram)] {
+    for (class, cells) in [("work", &plan.map.work), ("sram", &plan.map.sram), ("traffic", &plan.map.traffic)] {
         let _ = writeln!(out, "<g class=\"{class}\">{}</g>", rectangles(plan, cells, (width, height), scale));
     }
     if width.max(height) <= DRAWN {
