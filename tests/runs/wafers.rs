@@ -27,7 +27,7 @@ fn every_wafer_leaves_the_weights_of_the_fused_run() {
     for (out, flags) in [
         ("auto", &["--wafer", "auto"][..]),
         ("large", &["--wafer", "64x64:96KiB"]),
-        ("map", &["--wafer", "5x4", "--defects", "map", "--route", "weight-stream", "--check-messages"]),
+        ("mapped", &["--wafer", "5x4", "--defects", "map", "--route", "weight-stream", "--check-messages"]),
         ("drawn", &["--wafer", "9x9", "--defects", "0.05:3"]),
         ("wse2", &["--wafer", "wse2"]),
     ] {
@@ -36,7 +36,7 @@ fn every_wafer_leaves_the_weights_of_the_fused_run() {
         has(&said, &["supersteps on"]);
         match out {
             "large" => has(&said, &["64 x 64 tiles", "idle", "96"]),
-            "map" => has(&said, &["4 x 4 tiles", "5 x 4 of which some are dead"]),
+            "mapped" => has(&said, &["4 x 4 tiles", "5 x 4 of which some are dead"]),
             "wse2" => has(&said, &["750 x 994 tiles", "idle"]),
             _ => {}
         }
