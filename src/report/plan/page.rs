@@ -337,12 +337,12 @@ fn sram(plan: &Plan) -> String {
     let rest: Vec<String> = unused.iter().map(|sram| escaped(sram.program)).collect();
     let rest = match rest.is_empty() {
         true => String::new(),
-        false => format!("<p>In registers alone: {}.</p>", rest.join(", ")),
+        false => format!(" In registers alone: {}.", rest.join(", ")),
     };
     format!(
         "<section><h2>SRAM of a tile, of {}</h2>\n<div class=\"key\"><span><i></i>variables of the workgroup</span><span>\
          <i class=\"soft\"></i>accumulators</span><span><i class=\"kept\"></i>saved state</span><span><i class=\"free\"></i>free</span>\
-         </div>\n{}<p>Beside each program its high-water mark: all of these together.</p>{rest}</section>\n",
+         </div>\n{}<p>Beside each program its high-water mark: all of these together.{rest}</p></section>\n",
         bytes(plan.wafer.tile_sram_bytes),
         bars(&used.iter().map(bar).collect::<Vec<_>>())
     )
