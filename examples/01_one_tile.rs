@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example 01_one_tile -- [DEVICE]`, as in `gaufre devices`; without one: the best that is there.
 
-use gaufre::device::{ALL_CLASSES, Args, Device, Elem, Kernel, Lane, Real, Variant, read, write};
+use gaufre::device::{ALL_CLASSES, Args, Device, Elem, Held, Kernel, Lane, Real, Variant, read, write};
 use gaufre::program;
 
 gaufre::params! {
@@ -44,7 +44,7 @@ static TREE_SUM: Kernel = Kernel {
     // WG is the number of invocations. One shape does for all classes of devices here.
     variants: &[Variant { name: "64 lanes", classes: ALL_CLASSES, constants: &[("WG", 64)] }],
     // The tile keeps nothing beside its workgroup memory.
-    tile_bytes: |_| 0,
+    held: |_| Held::NOTHING,
     reference_f32: tree_sum,
     reference_f64: tree_sum,
     host: None,

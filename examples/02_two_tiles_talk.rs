@@ -4,7 +4,7 @@
 //!
 //! `cargo run --release --example 02_two_tiles_talk -- [DEVICE]`
 
-use gaufre::device::{ALL_CLASSES, Args, Device, Elem, Kernel, Lane, Real, Transfer, Variant, read, write};
+use gaufre::device::{ALL_CLASSES, Args, Device, Elem, Held, Kernel, Lane, Real, Transfer, Variant, read, write};
 use gaufre::program;
 
 const TILES: usize = 2;
@@ -46,7 +46,7 @@ static DIFFUSE: Kernel = Kernel {
     bindings: &[read("inbox", Lane::F32), write("rod", Lane::F32)],
     params: NoParams::FIELDS,
     variants: &[Variant { name: "16 cells", classes: ALL_CLASSES, constants: &[("WG", CELLS as u32)] }],
-    tile_bytes: |_| 0,
+    held: |_| Held::NOTHING,
     reference_f32: diffuse,
     reference_f64: diffuse,
     host: None,

@@ -10,7 +10,7 @@ mod stream;
 
 use crate::program::matmul::{bits, operands, product};
 use crate::rig;
-use gaufre::device::{Buffer, Counters, Device, DeviceError, Result};
+use gaufre::device::{ALL_CLASSES, Buffer, Class, Counters, Device, DeviceError, Result};
 use gaufre::program::Matrix;
 use gaufre::program::matmul::{self, Form, Matmul};
 use gaufre::program::schedule::{Block, Fabric, Origin, Round, Schedule, Source, Stepwise};
@@ -77,6 +77,45 @@ fn the_device_counts_what_the_wafer_predicts() {
                 };
                 assert_eq!(cost(&counted), want, "{form:?} {schedule:?} {grid:?}");
                 assert_eq!(counted.allocations, 0, "a second run allocates nothing");
+            }
+        }
+    }
+}
+
+/// Fabrics of blank devices of every class, which play whole programs at once and write down which kernels they are asked for.
+fn blanks() -> impl Iterator<Item = Fabric> {
+    let limits = Device::host(1).unwrap().limits().clone();
+    let device = move |class: &Class| Device::blank(*class, limits.clone()).with_ledger();
+    ALL_CLASSES.iter().map(device).map(|device| fabric(&device, Schedule::Fused, (1, 1)))
+}
+
+/// Holds the kernel that a program was played with since the last time to what the scheduler sets aside for a tile of it.
+fn declares_state(fabric: &Fabric, name: &str, elements: usize) -> std::result::Result<(), String> {
+    let played = fabric.device().take_ledger().kernels;
+    assert!(played.iter().any(|(kernel, _)| kernel.name == name), "{name} was not played");
+    for (kernel, variant) in played.into_iter().filter(|(kernel, _)| kernel.name == name) {
+        let declared = (kernel.held)(variant).state as usize;
+        if declared < 4 * elements {
+            return Err(format!("{name} {}: {declared} bytes of state, {elements} elements saved", variant.name));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn products_declare_the_sums_that_go_round() {
+    for fabric in blanks() {
+        for form in FORMS {
+            let [a, b, c, _] = operands(fabric.device(), form, (70, 211, 300));
+            let variant = form.program().kernel.variant(fabric.device().class());
+            let block = (variant.get("TM") * variant.get("TN")) as usize;
+            // The checker finds what is not declared.
+            for (elements, enough) in [(block, true), (block + 1, false)] {
+                let m = Matmul { form, a: &a, b: &b, c: &c, bias: None, accumulate: false };
+                let program = matmul::stepwise(&fabric, &m).unwrap();
+                assert!(program.state() <= block);
+                fabric.run(&program).unwrap();
+                assert_eq!(declares_state(&fabric, program.name(), elements).is_ok(), enough, "{form:?}");
             }
         }
     }

@@ -75,7 +75,8 @@ fn agrees(plan: &Value) -> Result<(), String> {
     for row in plan["sram"].as_array().unwrap() {
         let variables: u64 = row["variables"].as_array().unwrap().iter().map(|v| v[1].as_u64().unwrap()).sum();
         let total = row["total"].as_u64().unwrap();
-        if variables + row["kept"].as_u64().unwrap() != total || row["share"].as_f64() != Some(total as f64 / tile) {
+        let held = ["accumulators", "state"].map(|part| row[part].as_u64().unwrap()).iter().sum::<u64>();
+        if variables + held != total || row["share"].as_f64() != Some(total as f64 / tile) {
             return wrong("SRAM");
         }
     }
@@ -110,9 +111,12 @@ fn a_plan_agrees_with_itself() {
         let plan = desk.plan(flags);
         agrees(&plan).unwrap_or_else(|what| panic!("{flags:?}: {what}"));
         // The checker finds what is off.
-        for (path, value) in
-            [("/parameters", 1.into()), ("/sram/0/kept", 7.into()), ("/on_wafer/total_seconds", 1e-9.into())]
-        {
+        for (path, value) in [
+            ("/parameters", 1.into()),
+            ("/sram/0/accumulators", 7.into()),
+            ("/sram/0/state", 7.into()),
+            ("/on_wafer/total_seconds", 1e-9.into()),
+        ] {
             let mut off = plan.clone();
             *off.pointer_mut(path).unwrap() = value;
             assert!(agrees(&off).is_err(), "{path}");

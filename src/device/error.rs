@@ -35,7 +35,7 @@ pub enum DeviceError {
         /// The kernel's name.
         program: String,
         /// Which memory.
-        what: &'static str,
+        what: String,
         /// Bytes the program needs.
         needed: u64,
         /// Bytes there are.

@@ -162,6 +162,25 @@ impl Variant {
 /// A function that runs a kernel on the CPU, at one precision.
 pub type NativeFn<F> = fn(&mut Args<'_, F>);
 
+/// What one tile holds beside its workgroup memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Running sums in the registers of all lanes, while the tile runs.
+    pub accumulators: u32,
+    /// What the tile saves: what stays with it, or is handed on to the next tile, between supersteps.
+    pub state: u32,
+}
+
+impl Held {
+    /// Of a program whose tiles add nothing up and save nothing.
+    pub const NOTHING: Held = Held { accumulators: 0, state: 0 };
+
+    /// Both.
+    pub fn total(&self) -> u32 {
+        self.accumulators.saturating_add(self.state)
+    }
+}
+
 /// A kernel: one entry point of a tile program.
 pub struct Kernel {
     /// Unique name; also the name of the WGSL entry point.
@@ -174,8 +193,8 @@ pub struct Kernel {
     pub params: &'static [(&'static str, Word)],
     /// Shapes; the first that names a device's class is the default there.
     pub variants: &'static [Variant],
-    /// Bytes that one tile holds beside its workgroup memory: accumulators, and the state it saves between supersteps.
-    pub tile_bytes: fn(&Variant) -> u32,
+    /// What one tile holds beside its workgroup memory.
+    pub held: fn(&Variant) -> Held,
     /// The plain reference at f32.
     pub reference_f32: NativeFn<f32>,
     /// The plain reference at f64: the oracle.

@@ -20,7 +20,8 @@ pub use buffer::{Buffer, Elem, Transfer, View};
 pub use counters::Counters;
 pub use error::DeviceError;
 pub use kernel::{
-    ALL_CLASSES, Access, Args, Binding, Class, Kernel, Lane, Launch, NativeFn, ParamWord, Variant, Word, read, write,
+    ALL_CLASSES, Access, Args, Binding, Class, Held, Kernel, Lane, Launch, NativeFn, ParamWord, Variant, Word, read,
+    write,
 };
 pub use ledger::{Entry, Ledger, Run, Span};
 pub use native::Real;
@@ -505,12 +506,12 @@ fn check_launch(launch: &Launch<'_>, limits: &Limits) -> Result<()> {
             return fail(format!("{:?} is bound for writing and bound a second time", view.buffer));
         }
     }
-    let state = (kernel.tile_bytes)(launch.variant);
-    if state > limits.tile_sram {
+    let held = (kernel.held)(launch.variant);
+    if held.total() > limits.tile_sram {
         return Err(DeviceError::Sram {
             program: kernel.name.into(),
-            what: "tile SRAM (accumulators and saved state)",
-            needed: state.into(),
+            what: format!("tile SRAM ({} of accumulators, {} of saved state)", held.accumulators, held.state),
+            needed: held.total().into(),
             available: limits.tile_sram.into(),
         });
     }

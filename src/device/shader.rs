@@ -8,7 +8,7 @@
 
 use std::fmt::Write;
 
-use super::kernel::{Access, Kernel, Lane, Variant, Word};
+use super::kernel::{Access, Held, Kernel, Lane, Variant, Word};
 use super::{DeviceError, Limits};
 
 /// The WGSL of a kernel in a variant.
@@ -29,9 +29,11 @@ pub fn expand(kernel: &Kernel, variant: &Variant) -> Result<String, DeviceError>
 pub struct SramUse {
     /// Bytes of workgroup memory, measured by naga.
     pub workgroup: u32,
-    /// Bytes of accumulators and saved state, as declared.
-    pub tile: u32,
-    /// Both: what must fit the tile's SRAM.
+    /// Bytes of accumulators, as declared.
+    pub accumulators: u32,
+    /// Bytes of saved state, as declared.
+    pub state: u32,
+    /// All three, the high-water mark: what must fit the tile's SRAM.
     pub total: u32,
     /// Invocations of a workgroup.
     pub invocations: u32,
@@ -44,9 +46,10 @@ impl SramUse {
     /// [`DeviceError::Program`] with naga's words, when the source does not parse or validate.
     pub fn of(kernel: &Kernel, variant: &Variant, source: &str) -> Result<SramUse, DeviceError> {
         let (variables, invocations) = measure(kernel.name, source)?;
-        let workgroup = variables.iter().map(|(_, bytes)| bytes).sum();
-        let tile = (kernel.tile_bytes)(variant);
-        Ok(SramUse { workgroup, tile, total: workgroup.saturating_add(tile), invocations })
+        let workgroup: u32 = variables.iter().map(|(_, bytes)| bytes).sum();
+        let held = (kernel.held)(variant);
+        let (Held { accumulators, state }, total) = (held, workgroup.saturating_add(held.total()));
+        Ok(SramUse { workgroup, accumulators, state, total, invocations })
     }
 
     /// Holds it against a tile and an adapter, which wgpu does not do for workgroup memory.
@@ -54,13 +57,17 @@ impl SramUse {
     /// # Errors
     /// [`DeviceError::Sram`] with what is too small.
     pub fn check(&self, program: &str, limits: &Limits) -> Result<(), DeviceError> {
+        let SramUse { workgroup, accumulators, state, .. } = self;
+        let tile = format!(
+            "tile SRAM ({workgroup} of workgroup memory, {accumulators} of accumulators, {state} of saved state)"
+        );
         for (what, needed, available) in [
-            ("tile SRAM (workgroup memory, accumulators and saved state)", self.total, limits.tile_sram),
+            (tile.as_str(), self.total, limits.tile_sram),
             ("the adapter's workgroup memory", self.workgroup, limits.workgroup_bytes),
             ("workgroup (invocations, not bytes)", self.invocations, limits.invocations),
         ] {
             if needed > available {
-                let (needed, available) = (needed.into(), available.into());
+                let (what, needed, available) = (what.into(), needed.into(), available.into());
                 return Err(DeviceError::Sram { program: program.into(), what, needed, available });
             }
         }

@@ -14,7 +14,7 @@ mod gated;
 use self::curve::{ERF, RELU, SILU, TANH, errors, exact, parts};
 use super::matrix::Rows;
 use super::{Case, Fill, Matrix, Program, launch, vector};
-use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use crate::device::{Args, Class, Device, Held, Kernel, Lane, Real, Result, Variant, read, write};
 use rayon::iter::ParallelIterator;
 
 pub use gated::{GATED_BACKWARD, GATED_FORWARD, gated_backward, gated_forward};
@@ -98,7 +98,7 @@ pub static FORWARD: Program = Program {
         bindings: &[read("x", Lane::Vec4), write("y", Lane::Vec4)],
         params: ForwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: forward_reference,
         reference_f64: forward_reference,
         host: Some(forward_host),
@@ -116,7 +116,7 @@ pub static BACKWARD: Program = Program {
         bindings: &[read("x", Lane::Vec4), read("dy", Lane::Vec4), write("dx", Lane::Vec4)],
         params: BackwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: backward_reference,
         reference_f64: backward_reference,
         host: Some(backward_host),

@@ -13,7 +13,9 @@ use rayon::prelude::*;
 
 use super::grad_norm::{CLIP_SCALE, NON_FINITE, SCALARS};
 use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
-use crate::device::{ALL_CLASSES, Args, Device, DeviceError, Kernel, Lane, Real, Result, Variant, View, read, write};
+use crate::device::{
+    ALL_CLASSES, Args, Device, DeviceError, Held, Kernel, Lane, Real, Result, Variant, View, read, write,
+};
 
 /// Settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,7 +87,7 @@ pub static APPLY: Program = Program {
         ],
         params: AdamWParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: apply_reference,
         reference_f64: apply_reference,
         host: Some(apply_host),

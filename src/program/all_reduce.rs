@@ -12,7 +12,7 @@ mod superstep;
 pub use superstep::{EAST, NORTH, Phase, SOUTH, Superstep, WEST};
 
 use super::{Case, EPS, Fill, Program, launch};
-use crate::device::{ALL_CLASSES, Args, Buffer, Device, Elem, Kernel, Lane, Real, Result, Variant, View, Word};
+use crate::device::{ALL_CLASSES, Args, Buffer, Device, Elem, Held, Kernel, Lane, Real, Result, Variant, View, Word};
 use crate::device::{read, write};
 use crate::wafer::{AllReduce, Grid};
 use superstep::{LINES, Line, OWN, PASS, SEND, TAKE};
@@ -77,8 +77,8 @@ pub static SUPERSTEP: Program = Program {
         ],
         params: FIELDS,
         variants: VARIANTS,
-        // Its number, its sum and its tally, an inbox and an outbox.
-        tile_bytes: |_| 4 * (2 + TALLIES + 2 * PORTS) as u32,
+        // State alone, for a sum goes back to it at once: its number, its sum and its tally, an inbox and an outbox.
+        held: |_| Held { accumulators: 0, state: 4 * (2 + TALLIES + 2 * PORTS) as u32 },
         reference_f32: reference,
         reference_f64: reference,
         host: None,

@@ -19,7 +19,7 @@ use super::chain::Chain;
 use super::relay::{Axis, Relay};
 use super::schedule::Fabric;
 use super::{Matrix, Program, launch};
-use crate::device::{Class, Device, DeviceError, Kernel, Lane, Result, Variant, View, read, write};
+use crate::device::{Class, Device, DeviceError, Held, Kernel, Lane, Result, Variant, View, read, write};
 use crate::wafer::Work;
 
 /// The target of a row that takes no part: loss 0, gradient 0.
@@ -155,7 +155,9 @@ pub static FORWARD: Program = Program {
         ],
         params: ForwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |v| 4 * (STATE_STRIDE as u32 + row_carry(v)),
+        // Accumulators: in each lane four maxima and four magnitudes, and in the second pass four sums. State: that of the
+        // row from chunk to chunk, and what a tile carries.
+        held: |v| Held { accumulators: 32 * v.get("WG"), state: 4 * (STATE_STRIDE as u32 + row_carry(v)) },
         reference_f32: reference::forward,
         reference_f64: reference::forward,
         host: Some(host::forward),
@@ -173,7 +175,7 @@ pub static FINISH: Program = Program {
         bindings: &[read("targets", Lane::U32), write("state", Lane::F32), write("losses", Lane::F32)],
         params: FinishParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: reference::finish,
         reference_f64: reference::finish,
         host: None,
@@ -191,7 +193,8 @@ pub static SUM: Program = Program {
         bindings: &[read("losses", Lane::F32), write("scalars", Lane::F32), write("carry", Lane::F32)],
         params: SumParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |v| 4 * v.get("WG"),
+        // State: what a tile carries, which is each lane's sum; it is its accumulator while it runs.
+        held: |v| Held { accumulators: 4 * v.get("WG"), state: 4 * v.get("WG") },
         reference_f32: reference::sum,
         reference_f64: reference::sum,
         host: None,
@@ -214,7 +217,8 @@ pub static BACKWARD: Program = Program {
         ],
         params: BackwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 4,
+        // State: what a tile carries, the logarithm of the row's sum.
+        held: |_| Held { accumulators: 0, state: 4 },
         reference_f32: reference::backward,
         reference_f64: reference::backward,
         host: Some(host::backward),

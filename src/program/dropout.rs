@@ -12,7 +12,7 @@
 use super::matrix::Rows;
 use super::philox::{DROPOUT, aligned, key as words_of, philox, philox_lanes, with_philox};
 use super::{Case, Fill, Matrix, Program, launch, vector};
-use crate::device::{ALL_CLASSES, Args, Device, Kernel, Lane, Real, Result, Variant, write};
+use crate::device::{ALL_CLASSES, Args, Device, Held, Kernel, Lane, Real, Result, Variant, write};
 use rayon::iter::ParallelIterator;
 
 /// Elements that share one block of random words.
@@ -57,7 +57,7 @@ pub static DROP: Program = Program {
         bindings: &[write("x", Lane::Vec4)],
         params: DropoutParams::FIELDS,
         variants: &[Variant { name: "run256x4", classes: ALL_CLASSES, constants: &[("WG", 64), ("QUADS", 4)] }],
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: reference,
         reference_f64: reference,
         host: Some(host),

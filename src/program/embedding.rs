@@ -7,7 +7,7 @@
 
 use super::matrix::Rows;
 use super::{Case, EPS, Fill, Matrix, Program, launch};
-use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, View, read, write};
+use crate::device::{Args, Class, Device, Held, Kernel, Lane, Real, Result, Variant, View, read, write};
 use rayon::iter::ParallelIterator;
 
 crate::params! {
@@ -72,7 +72,7 @@ pub static FORWARD: Program = Program {
         bindings: &[read("ids", Lane::U32), read("table", Lane::Vec4), write("out", Lane::Vec4)],
         params: ForwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: forward_reference,
         reference_f64: forward_reference,
         host: Some(forward_host),
@@ -97,7 +97,8 @@ pub static BACKWARD: Program = Program {
         ],
         params: BackwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |v| v.get("WG") * 16,
+        // A sum of four floats in each lane.
+        held: |v| Held { accumulators: 16 * v.get("WG"), state: 0 },
         reference_f32: backward_reference,
         reference_f64: backward_reference,
         host: Some(backward_host),

@@ -16,7 +16,7 @@ use super::chain::{Chain, Cut};
 use super::relay::{Axis, Relay};
 use super::schedule::Fabric;
 use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
-use crate::device::{Args, Class, Device, DeviceError, Kernel, Lane, Real, Result, Variant, View, read, write};
+use crate::device::{Args, Class, Device, DeviceError, Held, Kernel, Lane, Real, Result, Variant, View, read, write};
 use crate::wafer::Work;
 
 /// Index among the scalars of a step of the loss.
@@ -103,7 +103,8 @@ pub static PARTIAL: Program = Program {
         bindings: &[read("gradient", Lane::Vec4), write("partials", Lane::F32)],
         params: PartialParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        // Four sums and four counts in each lane.
+        held: |v| Held { accumulators: 32 * v.get("WG"), state: 0 },
         reference_f32: partial_reference,
         reference_f64: partial_reference,
         host: Some(partial_host),
@@ -121,7 +122,8 @@ pub static FINISH: Program = Program {
         bindings: &[read("partials", Lane::F32), write("scalars", Lane::F32), write("carry", Lane::F32)],
         params: FinishParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |v| 4 * carry(v),
+        // State: what a tile carries, which is each lane's sums; they are its accumulators while it runs.
+        held: |v| Held { accumulators: 4 * carry(v), state: 4 * carry(v) },
         reference_f32: finish_reference,
         reference_f64: finish_reference,
         host: None,

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::philox::{PARAMETERS, WORDS, aligned, key, philox, philox_lanes, with_philox};
 use super::{Case, Fill, Matrix, Program, launch, vector};
-use crate::device::{ALL_CLASSES, Args, Device, Elem, Kernel, Lane, Real, Result, Variant, read, write};
+use crate::device::{ALL_CLASSES, Args, Device, Elem, Held, Kernel, Lane, Real, Result, Variant, read, write};
 
 /// What a tensor holds before the first step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,7 +97,7 @@ pub static NORMAL: Program = Program {
         bindings: &[read("table", Lane::F32), write("panel", Lane::Vec4)],
         params: NormalParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: normal_reference,
         reference_f64: normal_reference,
         host: Some(normal_host),
@@ -115,7 +115,7 @@ pub static FILL: Program = Program {
         bindings: &[write("panel", Lane::Vec4)],
         params: FillParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: fill_reference,
         reference_f64: fill_reference,
         host: Some(fill_host),

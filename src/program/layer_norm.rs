@@ -23,7 +23,7 @@ use super::{Matrix, Program};
 use crate::device::{Class, Kernel, Lane, Result, Variant, read, write};
 use crate::wafer::Work;
 pub use lines::ROW_BLOCK;
-use lines::{column_bytes, column_carry, line_rows, row_bytes, row_carry};
+use lines::{column_carry, column_held, line_rows, row_carry, row_held};
 
 crate::params! {
     /// Parameters of the forward kernel; places in quads of four floats.
@@ -203,7 +203,7 @@ pub static FORWARD: Program = Program {
         ],
         params: ForwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: |v| row_bytes(v, 1),
+        held: |v| row_held(v, 1),
         reference_f32: reference::forward,
         reference_f64: reference::forward,
         host: Some(host::forward),
@@ -229,7 +229,7 @@ pub static BACKWARD: Program = Program {
         ],
         params: BackwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: |v| row_bytes(v, 2),
+        held: |v| row_held(v, 2),
         reference_f32: reference::backward,
         reference_f64: reference::backward,
         host: Some(host::backward),
@@ -253,7 +253,7 @@ pub static GAIN_BACKWARD: Program = Program {
         ],
         params: GainParams::FIELDS,
         variants: COLUMN_VARIANTS,
-        tile_bytes: column_bytes,
+        held: column_held,
         reference_f32: reference::gain_backward,
         reference_f64: reference::gain_backward,
         host: Some(host::gain_backward),

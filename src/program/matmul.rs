@@ -14,7 +14,9 @@ mod stream;
 
 use super::schedule::{Block, Fabric, Origin, Round, Routing, Schedule, Source, Stepwise};
 use super::{Case, Fill, Matrix, Program};
-use crate::device::{Buffer, Class, Device, DeviceError, Kernel, Lane, Launch, Result, Variant, View, read, write};
+use crate::device::{
+    Buffer, Class, Device, DeviceError, Held, Kernel, Lane, Launch, Result, Variant, View, read, write,
+};
 use crate::wafer::{Cost, Product, Route, Wafer, Work};
 use stream::Stream;
 
@@ -162,8 +164,8 @@ macro_rules! program {
                 ],
                 params: MatmulParams::FIELDS,
                 variants: variants!($a_along, $b_along),
-                // Accumulators, and the block of C that holds them between steps.
-                tile_bytes: |v| 2 * 4 * v.get("TM") * v.get("TN"),
+                // Accumulators: one for each element of a block of C. State: that block, which holds them between steps.
+                held: |v| Held { accumulators: block_bytes(v), state: block_bytes(v) },
                 reference_f32: reference::product,
                 reference_f64: reference::product,
                 host: Some(host::product),
@@ -173,6 +175,11 @@ macro_rules! program {
             fault: ("min(p.last * KB, p.k)", "min(p.last * KB, p.k - 1u)"),
         }
     };
+}
+
+/// Bytes of a block of C.
+fn block_bytes(variant: &Variant) -> u32 {
+    4 * variant.get("TM") * variant.get("TN")
 }
 
 /// The three programs.

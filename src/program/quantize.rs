@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 use rayon::prelude::*;
 
 use super::{Case, Fill, Matrix, Program, launch, vector};
-use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, write};
+use crate::device::{Args, Class, Device, Held, Kernel, Lane, Real, Result, Variant, write};
 
 /// Which grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,8 @@ pub static QUANTIZE: Program = Program {
         bindings: &[write("panel", Lane::Vec4)],
         params: QuantizeParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        // The largest of four magnitudes in each lane.
+        held: |v| Held { accumulators: 16 * v.get("WG"), state: 0 },
         reference_f32: reference,
         reference_f64: reference,
         host: Some(host),

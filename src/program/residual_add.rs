@@ -5,7 +5,7 @@
 
 use super::matrix::Rows;
 use super::{Case, Fill, Matrix, Program, launch};
-use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use crate::device::{Args, Class, Device, Held, Kernel, Lane, Real, Result, Variant, read, write};
 use rayon::iter::ParallelIterator;
 
 crate::params! {
@@ -44,7 +44,7 @@ pub static ADD: Program = Program {
             Variant { name: "run64x4", classes: &[Class::Gpu, Class::Native], constants: &[("WG", 64), ("QUADS", 4)] },
             Variant { name: "run8x64", classes: &[Class::Software], constants: &[("WG", 8), ("QUADS", 64)] },
         ],
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: reference,
         reference_f64: reference,
         host: Some(host),

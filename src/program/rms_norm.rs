@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use super::chain::Chain;
 use super::column_sum::groups as column_groups;
-use super::layer_norm::lines::{At, column_bytes, row_bytes};
+use super::layer_norm::lines::{At, column_held, row_held};
 use super::layer_norm::{COLUMN_VARIANTS, ROW_VARIANTS, over_columns, over_rows, row_groups};
 use super::matrix::Rows;
 use super::relay::{Axis, Part, Relay};
@@ -181,7 +181,7 @@ pub static FORWARD: Program = Program {
         ],
         params: ForwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: |v| row_bytes(v, 1),
+        held: |v| row_held(v, 1),
         reference_f32: reference::forward,
         reference_f64: reference::forward,
         host: Some(host::forward),
@@ -207,7 +207,7 @@ pub static BACKWARD: Program = Program {
         ],
         params: BackwardParams::FIELDS,
         variants: ROW_VARIANTS,
-        tile_bytes: |v| row_bytes(v, 1),
+        held: |v| row_held(v, 1),
         reference_f32: reference::backward,
         reference_f64: reference::backward,
         host: Some(host::backward),
@@ -231,7 +231,7 @@ pub static GAIN_BACKWARD: Program = Program {
         ],
         params: GainParams::FIELDS,
         variants: COLUMN_VARIANTS,
-        tile_bytes: column_bytes,
+        held: column_held,
         reference_f32: reference::gain_backward,
         reference_f64: reference::gain_backward,
         host: Some(host::gain_backward),

@@ -9,7 +9,7 @@
 //! inverse and the gradient. A tile owns a run of pairs of one row, nothing crosses tiles.
 
 use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
-use crate::device::{Args, Class, Device, Kernel, Lane, Real, Result, Variant, read, write};
+use crate::device::{Args, Class, Device, Held, Kernel, Lane, Real, Result, Variant, read, write};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
@@ -99,7 +99,7 @@ pub static TURN: Program = Program {
             Variant { name: "run64x4", classes: &[Class::Gpu, Class::Native], constants: &[("WG", 64), ("PAIRS", 4)] },
             Variant { name: "run8x64", classes: &[Class::Software], constants: &[("WG", 8), ("PAIRS", 64)] },
         ],
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: reference,
         reference_f64: reference,
         host: Some(host),

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::philox::{ROUNDING, aligned, philox, philox_lanes, with_philox};
 use super::{Case, Fill, Matrix, Program, launch, vector};
-use crate::device::{ALL_CLASSES, Args, Device, DeviceError, Kernel, Lane, Real, Result, Variant, write};
+use crate::device::{ALL_CLASSES, Args, Device, DeviceError, Held, Kernel, Lane, Real, Result, Variant, write};
 
 /// How to round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub static NEAREST: Program = Program {
         bindings: &[write("panel", Lane::Vec4)],
         params: NearestParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: nearest_reference,
         reference_f64: nearest_reference,
         host: Some(nearest_host),
@@ -117,7 +117,7 @@ pub static STOCHASTIC: Program = Program {
         bindings: &[write("panel", Lane::Vec4)],
         params: StochasticParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: stochastic_reference,
         reference_f64: stochastic_reference,
         host: Some(stochastic_host),

@@ -144,12 +144,21 @@ pub struct Sram {
     pub variant: &'static str,
     /// Variables in workgroup memory, and their bytes.
     pub variables: Vec<(String, u32)>,
-    /// Bytes of accumulators and of the state saved between supersteps.
-    pub kept: u32,
+    /// Bytes of accumulators.
+    pub accumulators: u32,
+    /// Bytes of the state saved between supersteps.
+    pub state: u32,
     /// All together: the high-water mark.
     pub total: u32,
     /// Share of the tile.
     pub share: f64,
+}
+
+impl Sram {
+    /// Bytes of all variables in workgroup memory.
+    pub fn workgroup(&self) -> u32 {
+        self.variables.iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 /// What a program does in a step.

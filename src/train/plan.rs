@@ -331,7 +331,7 @@ fn largest(config: &Config, setup: &Setup, device: &Device, machine: &Machine, s
     let one = Shape { batch: 1, micro_batches: 1, ..shape };
     let kept = setup.recompute == Recompute::None;
     let token_bytes = Activations::bytes(&setup.model, &one, kept, false).div_ceil(2 * shape.seq_len as u64);
-    let reserved = sram.iter().map(|s| u64::from(s.total - s.kept)).max().unwrap_or(0);
+    let reserved = sram.iter().map(|s| u64::from(s.workgroup())).max().unwrap_or(0);
     told::Largest {
         here: last(most, fits),
         wafer: machine.tokens_max(token_bytes, reserved) / shape.seq_len as u64,
@@ -373,7 +373,8 @@ fn sram(ledger: &Ledger, machine: &Machine) -> Result<Vec<told::Sram>, TrainErro
             program: kernel.name,
             variant: variant.name,
             variables: workgroup_variables(kernel.name, &source)?,
-            kept: used.tile,
+            accumulators: used.accumulators,
+            state: used.state,
             total: used.total,
             share: f64::from(used.total) / machine.tile_sram_bytes as f64,
         });

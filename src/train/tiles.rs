@@ -108,7 +108,7 @@ pub fn check(config: &Config, setup: &Setup, device: &Device) -> Result<(), Trai
     let mut most = (0, "");
     for (kernel, variant) in ledger.kernels {
         let needed = match device.class() {
-            Class::Native => (kernel.tile_bytes)(variant),
+            Class::Native => (kernel.held)(variant).total(),
             _ => SramUse::of(kernel, variant, &expand(kernel, variant)?)?.total,
         };
         most = most.max((needed, kernel.name));

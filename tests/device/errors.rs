@@ -3,7 +3,8 @@
 use super::fixture::{STEP, filled, step, words};
 use crate::rig;
 use gaufre::device::{
-    ALL_CLASSES, Buffer, Class, Device, DeviceError, Elem, Kernel, Launch, MAX_WORDS, Transfer, Variant, View, Word,
+    ALL_CLASSES, Buffer, Class, Device, DeviceError, Elem, Held, Kernel, Launch, MAX_WORDS, Transfer, Variant, View,
+    Word,
 };
 
 /// [`STEP`] with its text edited.
@@ -11,6 +12,9 @@ fn edited(from: &str, to: &str) -> &'static Kernel {
     assert!(STEP.wgsl.contains(from));
     Box::leak(Box::new(Kernel { wgsl: STEP.wgsl.replace(from, to).leak(), ..STEP.copy() }))
 }
+
+/// What a tile holds beside its workgroup memory: 16 KiB.
+const HELD: Held = Held { accumulators: 6 * 1024, state: 10 * 1024 };
 
 fn launched(device: &Device, kernel: &'static Kernel) -> Result<(), DeviceError> {
     let (x, y) = (filled(device, "x", &words(64)), filled(device, "y", &words(64)));
@@ -53,27 +57,34 @@ fn what_does_not_fit_the_sram_is_refused_before_the_first_dispatch() {
     };
     for device in rig::devices("SRAM") {
         let tile = device.limits().tile_sram;
-        let state = Box::leak(Box::new(Kernel { tile_bytes: |_| u32::MAX, ..STEP.copy() }));
-        expect_sram(launched(&device, state), tile.into());
+        let state = Box::leak(Box::new(Kernel { held: |_| Held { accumulators: 7, state: u32::MAX }, ..STEP.copy() }));
+        expect_sram(launched(&device, state), tile.into(), &["7 of accumulators", "4294967295 of saved state"]);
         assert_eq!(device.counters().dispatches, 0, "{}: refused, yet counted", device.name());
         if device.class() == Class::Native {
             continue;
         }
-        // 16 KiB of state with the rest of the tile as workgroup memory fits; 16 bytes more do not.
+        // 16 KiB held with the rest of the tile as workgroup memory fits; 16 bytes more do not.
         let room = (tile - 16 * 1024).min(device.limits().workgroup_bytes);
         let kernel = |bytes: u32| -> &'static Kernel {
-            Box::leak(Box::new(Kernel { wgsl: source(bytes / 4).leak(), tile_bytes: |_| 16 * 1024, ..STEP.copy() }))
+            Box::leak(Box::new(Kernel { wgsl: source(bytes / 4).leak(), held: |_| HELD, ..STEP.copy() }))
         };
         launched(&device, kernel(room)).expect("fits exactly");
-        expect_sram(launched(&device, kernel(room + 16)), tile.into());
+        // Where the adapter's workgroup memory is what ends first, the tile is not blamed.
+        let parts: &[&str] = match room + 16 + HELD.total() > tile {
+            true => &["of workgroup memory", "6144 of accumulators", "10240 of saved state"],
+            false => &["the adapter's workgroup memory"],
+        };
+        expect_sram(launched(&device, kernel(room + 16)), tile.into(), parts);
         let used = device.sram(kernel(4096), &super::fixture::VARIANTS[0]).unwrap();
-        assert_eq!((used.workgroup, used.tile, used.total, used.invocations), (4096, 16384, 20480, 64));
+        assert_eq!((used.workgroup, used.accumulators, used.state), (4096, 6144, 10240));
+        assert_eq!((used.total, used.invocations), (20480, 64));
     }
 }
 
-fn expect_sram(result: Result<(), DeviceError>, at_most: u64) {
+fn expect_sram(result: Result<(), DeviceError>, at_most: u64, parts: &[&str]) {
     match result {
-        Err(DeviceError::Sram { program, needed, available, .. }) => {
+        Err(DeviceError::Sram { program, what, needed, available }) => {
+            assert!(parts.iter().all(|part| what.contains(part)), "{what}");
             assert_eq!(program, "test_step");
             assert!(needed > available && available <= at_most, "{needed} > {available}");
         }

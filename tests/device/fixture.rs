@@ -1,6 +1,8 @@
 //! Kernels that tests launch: small, of integers, so that every device must give the same words.
 
-use gaufre::device::{ALL_CLASSES, Args, Buffer, Device, Elem, Kernel, Lane, Launch, Result, Variant, read, write};
+use gaufre::device::{
+    ALL_CLASSES, Args, Buffer, Device, Elem, Held, Kernel, Lane, Launch, Result, Variant, read, write,
+};
 
 gaufre::params! {
     /// Parameters of [`STEP`].
@@ -30,7 +32,7 @@ fn test_step(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg
     bindings: &[read("x", Lane::U32), write("y", Lane::U32)],
     params: StepParams::FIELDS,
     variants: &VARIANTS,
-    tile_bytes: |_| 0,
+    held: |_| Held::NOTHING,
     reference_f32: step_reference,
     reference_f64: step_reference,
     host: None,

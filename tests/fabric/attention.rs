@@ -1,7 +1,7 @@
 //! Attention on the fabric: what the device counts is the wafer's closed form, and a superstep reads only the tile's own
 //! rows, its state and its inbox, in the forward pass and in both backward ones.
 
-use super::{Foreign, GRIDS, Poisoned, cost, fabric};
+use super::{Foreign, GRIDS, Poisoned, blanks, cost, declares_state, fabric};
 use crate::program::attention::Operands;
 use crate::rig;
 use gaufre::device::Device;
@@ -66,6 +66,24 @@ fn the_device_counts_what_the_wafer_predicts() {
                     };
                     assert_eq!(cost(&counted), want, "pass {which}, {schedule:?} {grid:?}: {shape:?}");
                     assert_eq!(counted.allocations, 0, "a second run allocates nothing");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn passes_declare_the_state_that_they_save() {
+    for fabric in blanks() {
+        for head_size in [12, 64, 128, 256] {
+            let operands = Operands::random(fabric.device(), &Attention { head_size, ..shapes()[0].clone() });
+            for pass in &operands.passes(fabric.device()) {
+                fabric.run(pass).unwrap();
+                declares_state(&fabric, pass.name(), pass.state()).unwrap();
+                // A head that fills its variant leaves no room: the checker would see an element more.
+                if head_size == 256 {
+                    fabric.run(pass).unwrap();
+                    declares_state(&fabric, pass.name(), pass.state() + 1).unwrap_err();
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Relays on the fabric, whatever they sum: both schedules give equal bits on every grid, what the device counts is the
 //! wafer's closed form, and a launch reads and writes only the blocks of its own tiles and what they carry. The tests of the
-//! programs bring the relays.
+//! programs bring the relays. And a kernel declares what its tiles carry.
 
-use super::{cost, fabric};
+use super::{blanks, cost, declares_state, fabric};
 use crate::program::matmul::normal;
 use crate::rig;
 use gaufre::device::{Buffer, Device, DeviceError, Elem, Result, View};
@@ -100,6 +100,17 @@ pub fn assert_is_sound(name: &str, make: Make<'_>) {
     for device in [Device::reference().unwrap(), Device::oracle().unwrap()] {
         gives_the_bits_of_the_fused_one(&device, make);
     }
+    blanks().for_each(|fabric| declares_what_it_carries(&fabric, make));
+}
+
+/// A tile has room for what it hands on, and an element more than is declared would be seen.
+fn declares_what_it_carries(fabric: &Fabric, make: Make<'_>) {
+    let program = make(fabric).program;
+    fabric.device().take_ledger();
+    fabric.relay(&*program).unwrap();
+    declares_state(fabric, program.name(), program.carry()).unwrap();
+    fabric.relay(&*program).unwrap();
+    declares_state(fabric, program.name(), 1 << 20).expect_err("a carry larger than any tile");
 }
 
 /// What all operands hold, exactly.

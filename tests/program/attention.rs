@@ -55,7 +55,7 @@ fn every_variant_fits_a_tile() {
         let kernel = &program.kernel;
         for variant in kernel.variants.iter().filter(|v| v.classes != [Class::Native]) {
             let workgroup = workgroup_bytes(kernel.name, &expand(kernel, variant).unwrap()).unwrap();
-            let tile = workgroup + (kernel.tile_bytes)(variant);
+            let tile = workgroup + (kernel.held)(variant).total();
             assert!(workgroup <= 32 * 1024, "{} {}: {workgroup} bytes of workgroup memory", kernel.name, variant.name);
             assert!(tile <= DEFAULT_TILE_SRAM, "{} {}: {tile} bytes of SRAM", kernel.name, variant.name);
         }

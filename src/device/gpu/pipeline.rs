@@ -63,7 +63,7 @@ impl Compiler {
         if kernel.bindings.len() > self.max_bindings as usize {
             return Err(DeviceError::Sram {
                 program: kernel.name.into(),
-                what: "bindings (a count, not bytes)",
+                what: "bindings (a count, not bytes)".into(),
                 needed: kernel.bindings.len() as u64,
                 available: self.max_bindings.into(),
             });

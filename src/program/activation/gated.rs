@@ -6,7 +6,7 @@
 
 use super::curve::{ERF, FLUSHED, RELU, SILU, TANH, errors, exact, parts};
 use super::{BackwardParams, EDGES, Form, ForwardParams, VARIANTS, groups};
-use crate::device::{Args, Device, Kernel, Lane, Real, Result, read, write};
+use crate::device::{Args, Device, Held, Kernel, Lane, Real, Result, read, write};
 use crate::program::matrix::Rows;
 use crate::program::{Case, EPS, Fill, Matrix, Program, launch, vector};
 use rayon::iter::ParallelIterator;
@@ -19,7 +19,7 @@ pub static GATED_FORWARD: Program = Program {
         bindings: &[read("x", Lane::Vec4), write("y", Lane::Vec4)],
         params: ForwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: forward_reference,
         reference_f64: forward_reference,
         host: Some(forward_host),
@@ -37,7 +37,7 @@ pub static GATED_BACKWARD: Program = Program {
         bindings: &[read("x", Lane::Vec4), read("dy", Lane::Vec4), write("dx", Lane::Vec4)],
         params: BackwardParams::FIELDS,
         variants: VARIANTS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: backward_reference,
         reference_f64: backward_reference,
         host: Some(backward_host),

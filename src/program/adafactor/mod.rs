@@ -26,7 +26,9 @@ mod reference;
 use super::adamw::decimal;
 use super::grad_norm::{ROWS_PER_SLOT, SCALARS, slots};
 use super::{Matrix, Program, launch};
-use crate::device::{ALL_CLASSES, Class, Device, DeviceError, Elem, Kernel, Lane, Result, Variant, View, read, write};
+use crate::device::{
+    ALL_CLASSES, Class, Device, DeviceError, Elem, Held, Kernel, Lane, Result, Variant, View, read, write,
+};
 
 /// Settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -275,7 +277,8 @@ pub static SUMS: Program = Program {
         ],
         params: SumsParams::FIELDS,
         variants: TILES,
-        tile_bytes: |_| 0,
+        // In each lane a sum for each row, and those of four columns.
+        held: |v| Held { accumulators: 4 * v.get("WG") * (v.get("ROWS") + 4), state: 0 },
         reference_f32: reference::sums,
         reference_f64: reference::sums,
         host: Some(host::sums),
@@ -293,7 +296,8 @@ pub static COLUMNS: Program = Program {
         bindings: &[read("column_partials", Lane::Vec4), write("column_sums", Lane::Vec4)],
         params: ColumnsParams::FIELDS,
         variants: COLUMN_TILES,
-        tile_bytes: |_| 0,
+        // Four sums in each lane.
+        held: |v| Held { accumulators: 16 * v.get("WG"), state: 0 },
         reference_f32: reference::columns,
         reference_f64: reference::columns,
         host: Some(host::columns),
@@ -318,7 +322,8 @@ pub static FACTOR: Program = Program {
         ],
         params: FactorParams::FIELDS,
         variants: TILES,
-        tile_bytes: |_| 0,
+        // A sum in each lane.
+        held: |v| Held { accumulators: 4 * v.get("WG"), state: 0 },
         reference_f32: reference::factor,
         reference_f64: reference::factor,
         host: None,
@@ -345,7 +350,8 @@ pub static PARTIAL: Program = Program {
         ],
         params: PassParams::FIELDS,
         variants: TILES,
-        tile_bytes: |_| 0,
+        // In each lane four sums of the update and four of the weights.
+        held: |v| Held { accumulators: 32 * v.get("WG"), state: 0 },
         reference_f32: reference::partial,
         reference_f64: reference::partial,
         host: Some(host::partial),
@@ -363,7 +369,8 @@ pub static FINISH: Program = Program {
         bindings: &[read("slot_sums", Lane::F32), write("factors", Lane::F32)],
         params: FinishParams::FIELDS,
         variants: TILES,
-        tile_bytes: |_| 0,
+        // Two sums in each lane.
+        held: |v| Held { accumulators: 8 * v.get("WG"), state: 0 },
         reference_f32: reference::finish,
         reference_f64: reference::finish,
         host: None,
@@ -388,7 +395,7 @@ pub static APPLY: Program = Program {
         ],
         params: PassParams::FIELDS,
         variants: RUNS,
-        tile_bytes: |_| 0,
+        held: |_| Held::NOTHING,
         reference_f32: reference::apply,
         reference_f64: reference::apply,
         host: Some(host::apply),

@@ -30,7 +30,7 @@ mod reference;
 mod tiles;
 
 use super::{Matrix, Program};
-use crate::device::{Class, DeviceError, Kernel, Lane, Result, Variant, read, write};
+use crate::device::{Class, DeviceError, Held, Kernel, Lane, Result, Variant, read, write};
 use crate::program::schedule::Fabric;
 pub use pass::Pass;
 
@@ -257,6 +257,15 @@ fn variant_for(kernel: &'static Kernel, class: Class, params: &AttentionParams) 
         .unwrap_or_else(|| kernel.variant(class))
 }
 
+/// What a tile holds beside its workgroup memory, where output or gradients add up: so many sums a row in the registers of
+/// a lane, and so many elements a row that are saved between steps. Native code has no lanes: it adds up in memory of the thread
+/// that plays the tile, and only what it saves stays with the tile.
+fn held(variant: &Variant, sums: u32, saved: u32) -> Held {
+    let lanes = variant.constants.iter().any(|(name, _)| *name == "WG");
+    let rows = variant.get("ROWS");
+    Held { accumulators: if lanes { 4 * rows * sums } else { 0 }, state: 4 * rows * saved }
+}
+
 /// The programs, in the order of a training step.
 pub static PROGRAMS: [&Program; 4] = [&FORWARD, &DELTA, &BACKWARD_QUERY, &BACKWARD_KEY_VALUE];
 
@@ -277,7 +286,8 @@ pub static FORWARD: Program = Program {
         ],
         params: AttentionParams::FIELDS,
         variants: QUERY_VARIANTS,
-        tile_bytes: |v| 4 * v.get("ROWS") * (v.get("HEAD") + 2),
+        // Accumulators: a score for each key of a block, maximum and sum of a query. State: maxima, sums and output.
+        held: |v| held(v, v.get("COLS") + 2, v.get("HEAD") + 2),
         reference_f32: reference::forward,
         reference_f64: reference::forward,
         host: Some(host::forward),
@@ -295,7 +305,8 @@ pub static DELTA: Program = Program {
         bindings: &[read("out", Lane::F32), read("d_out", Lane::F32), write("delta", Lane::F32)],
         params: AttentionParams::FIELDS,
         variants: DELTA_VARIANTS,
-        tile_bytes: |_| 0,
+        // A sum a row, in its lane.
+        held: |v| Held { accumulators: 4 * v.get("ROWS"), state: 0 },
         reference_f32: reference::delta,
         reference_f64: reference::delta,
         host: Some(host::delta),
@@ -322,7 +333,8 @@ pub static BACKWARD_QUERY: Program = Program {
         ],
         params: AttentionParams::FIELDS,
         variants: QUERY_VARIANTS,
-        tile_bytes: |v| 4 * v.get("ROWS") * v.get("HEAD"),
+        // Accumulators: for each key of a block its score and the gradient of its weight. State: dq.
+        held: |v| held(v, 2 * v.get("COLS"), v.get("HEAD")),
         reference_f32: reference::backward_query,
         reference_f64: reference::backward_query,
         host: Some(host::backward_query),
@@ -349,7 +361,8 @@ pub static BACKWARD_KEY_VALUE: Program = Program {
         ],
         params: AttentionParams::FIELDS,
         variants: KEY_VALUE_VARIANTS,
-        tile_bytes: |v| 8 * v.get("ROWS") * v.get("HEAD"),
+        // Accumulators: for each query of a block its score and the gradient of its weight. State: dk and dv.
+        held: |v| held(v, 2 * v.get("COLS"), 2 * v.get("HEAD")),
         reference_f32: reference::backward_key_value,
         reference_f64: reference::backward_key_value,
         host: Some(host::backward_key_value),

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use crate::device::{Args, Class, Real, Variant};
+use crate::device::{Args, Class, Held, Real, Variant};
 use crate::program::chain::{Cut, Span};
-use crate::program::column_sum::settle;
+use crate::program::column_sum::{self, settle};
 use crate::program::matrix::Place;
 use crate::program::vector::CHAINS;
 
@@ -36,14 +36,19 @@ pub fn column_carry(class: Class, variant: &Variant) -> usize {
     4 * variant.get(if class == Class::Native { "QUADS" } else { "WG" }) as usize
 }
 
-/// Bytes of a tile of rows: two sums of four floats in each lane, and what it carries.
-pub fn row_bytes(variant: &Variant, sums: u32) -> u32 {
-    variant.get("WG") * 32 + 4 * row_carry(Class::Gpu, variant, sums) as u32
+/// What a tile of rows holds. Accumulators: two sums of four floats in each lane. State: what it carries, at most.
+pub fn row_held(variant: &Variant, sums: u32) -> Held {
+    held(variant, |class| row_carry(class, variant, sums))
 }
 
-/// Bytes of a tile of columns: two sums of four floats in each lane, and what it carries.
-pub fn column_bytes(variant: &Variant) -> u32 {
-    variant.get("WG") * 32 + 4 * column_carry(Class::Gpu, variant) as u32
+/// What a tile of columns holds. Accumulators: two sums of four floats in each lane. State: what it carries, at most.
+pub fn column_held(variant: &Variant) -> Held {
+    held(variant, |class| column_carry(class, variant))
+}
+
+fn held(variant: &Variant, carry: impl Fn(Class) -> usize) -> Held {
+    let carry = variant.classes.iter().map(|class| carry(*class)).max().unwrap_or(0);
+    Held { accumulators: column_sum::accumulators(variant), state: 4 * carry as u32 }
 }
 
 /// Where a tile stands in a row.

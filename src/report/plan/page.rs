@@ -331,20 +331,21 @@ fn sram(plan: &Plan) -> String {
         let part =
             |name: &str, class, size: u32| (class, f64::from(size) / tile, format!("{name}: {}", count(size.into())));
         let mut segments: Vec<_> = sram.variables.iter().map(|(name, size)| part(name, "", *size)).collect();
-        if sram.kept > 0 {
-            segments.push(part("accumulators and state", "kept", sram.kept));
-        }
+        let held = [("accumulators", "soft", sram.accumulators), ("saved state", "kept", sram.state)];
+        segments
+            .extend(held.into_iter().filter(|(.., size)| *size > 0).map(|(name, class, size)| part(name, class, size)));
         let value = rounded_bytes(sram.total.into());
         Bar { name: sram.program.into(), segments, value, about: percent(sram.share) }
     };
     let rest: Vec<String> = unused.iter().map(|sram| escaped(sram.program)).collect();
     let rest = match rest.is_empty() {
         true => String::new(),
-        false => format!("<p>In registers alone: {}.</p>", rest.join(", ")),
+        false => format!(" In registers alone: {}.", rest.join(", ")),
     };
     format!(
         "<section><h2>SRAM of a tile, of {}</h2>\n<div class=\"key\"><span><i></i>variables of the workgroup</span><span>\
-         <i class=\"kept\"></i>accumulators and saved state</span><span><i class=\"free\"></i>free</span></div>\n{}{rest}</section>\n",
+         <i class=\"soft\"></i>accumulators</span><span><i class=\"kept\"></i>saved state</span><span><i class=\"free\"></i>free</span>\
+         </div>\n{}<p>Beside each program its high-water mark: all of these together.{rest}</p></section>\n",
         bytes(plan.wafer.tile_sram_bytes),
         bars(&used.iter().map(bar).collect::<Vec<_>>())
     )

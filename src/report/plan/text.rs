@@ -181,16 +181,31 @@ fn tensors(plan: &Plan) -> String {
 }
 
 fn sram(plan: &Plan) -> String {
-    let mut rows = vec![["SRAM of a tile", "workgroup", "kept", "in all", "share", "variables"].map(str::to_owned)];
+    let head = [
+        "SRAM of a tile",
+        "workgroup",
+        "accumulators",
+        "saved state",
+        "high-water mark",
+        "share",
+        "workgroup variables",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
     rows.extend(plan.sram.iter().map(|sram: &Sram| {
-        let shared: u32 = sram.variables.iter().map(|(_, bytes)| bytes).sum();
         let variables: Vec<String> = sram.variables.iter().map(|(name, bytes)| format!("{name} {bytes}")).collect();
         let number = |n: u32| count(n.into());
-        let all = number(sram.total);
-        [sram.program.into(), number(shared), number(sram.kept), all, percent(sram.share), variables.join(", ")]
+        [
+            sram.program.into(),
+            number(sram.workgroup()),
+            number(sram.accumulators),
+            number(sram.state),
+            number(sram.total),
+            percent(sram.share),
+            variables.join(", "),
+        ]
     }));
-    table([Left, Right, Right, Right, Right, Left], &rows)
-        + "bytes; kept: accumulators, and the state between two supersteps\n"
+    table([Left, Right, Right, Right, Right, Right, Left], &rows)
+        + "bytes of a tile while it plays a program; saved state: what lies there between two supersteps\n"
 }
 
 fn programs(plan: &Plan) -> String {
