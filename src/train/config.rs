@@ -539,6 +539,7 @@ mod tests {
             val_split: Some(0.5),
             separator: Some("c".into()),
             cache: Some("d".into()),
+            defects: Some("0.5:1".into()),
             ..config()
         };
         let keys = toml::Table::try_from(&full).unwrap();

@@ -1,21 +1,20 @@
 //! Faults of the fabric: messages that are lost, late, sent twice or damaged end in the right answer or in an error that
 //! names tile, port and superstep. Without the checks the same faults end in wrong numbers, which shows that they do harm.
 
-use crate::program::matmul::{bits, operands};
 use crate::rig;
 use gaufre::device::{Device, DeviceError};
 use gaufre::program::exchange::{Checks, Faults, Health};
-use gaufre::program::matmul::{self, Form, Matmul};
 use gaufre::program::schedule::{Fabric, Routing, Schedule};
+use gaufre::train::conformance::plays;
 use gaufre::wafer::Wafer;
 
-/// Bits of a product on a fabric, or what ended it.
-fn product(fabric: &Fabric) -> Result<Vec<u32>, DeviceError> {
-    let device = fabric.device();
-    let [a, b, c, row] = operands(device, Form::NT, (70, 80, 520));
-    let m = Matmul { form: Form::NT, a: &a, b: &b, c: &c, bias: Some(&row), accumulate: true };
-    matmul::run(fabric, &m)?;
-    Ok(bits(device, &c))
+/// Runs a program on inputs of its own, and gives what it wrote.
+type Play<'a> = &'a dyn Fn(&Fabric) -> anyhow::Result<Vec<f32>>;
+
+/// Every program that crosses tiles, each with what it gives fused.
+fn programs(device: &Device) -> Vec<(Play<'static>, Vec<f32>)> {
+    let fused = Fabric::new(device.clone(), Schedule::Fused, Wafer::new(1, 1));
+    plays().into_iter().map(|(_, play)| (play, play(&fused).unwrap())).collect()
 }
 
 fn fabric(device: &Device, seed: u64) -> Fabric {
@@ -34,21 +33,25 @@ fn add(all: &mut Health, one: Health) {
 
 /// Runs seeds and says how many ended right, in an error, and wrong.
 fn outcomes(device: &Device, seeds: std::ops::Range<u64>, checks: impl Fn(Faults) -> Checks) -> ([usize; 3], Health) {
-    let want = product(&Fabric::new(device.clone(), Schedule::Fused, Wafer::new(1, 1))).unwrap();
+    let programs = programs(device);
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let (mut ended, mut health) = ([0; 3], Health::default());
     for seed in seeds {
-        let rate = [0.02, 0.1, 0.4][(seed % 7 % 3) as usize];
+        let (play, want) = &programs[seed as usize % programs.len()];
+        let rate = [0.01, 0.05, 0.3][(seed % 7 % 3) as usize];
         let fabric = fabric(device, seed).with_checks(checks(Faults { seed, rate }));
-        let end = match product(&fabric) {
-            Ok(got) if got == want => 0,
+        let end = match play(&fabric) {
+            Ok(got) if bits(&got) == bits(want) => 0,
             Ok(_) => 2,
-            Err(DeviceError::Message { tile, superstep, what, .. }) => {
-                let (width, height) = fabric.wafer().mesh().size();
-                assert!(tile.x < width && tile.y < height && superstep > 0, "{tile:?}, superstep {superstep}");
-                assert!(["missing", "damaged"].contains(&what), "{what}");
-                1
-            }
-            Err(other) => panic!("seed {seed}: {other}"),
+            Err(error) => match error.downcast_ref() {
+                Some(DeviceError::Message { tile, superstep, what, .. }) => {
+                    let (width, height) = fabric.wafer().mesh().size();
+                    assert!(tile.x < width && tile.y < height && *superstep > 0, "{tile:?}, superstep {superstep}");
+                    assert!(["missing", "damaged"].contains(what), "{what}");
+                    1
+                }
+                _ => panic!("seed {seed}: {error:#}"),
+            },
         };
         ended[end] += 1;
         add(&mut health, fabric.health());
@@ -62,7 +65,7 @@ fn a_thousand_faulty_runs_end_right_or_in_an_error() {
     let ([right, refused, wrong], health) = outcomes(&device, 0..1000, |faults| Checks::new(Some(faults)));
     assert_eq!(wrong, 0, "wrong numbers in {wrong} of 1000 runs");
     assert_eq!(right + refused, 1000);
-    assert!(right > 500 && refused > 20, "{right} right, {refused} refused");
+    assert!(right > 400 && refused > 20, "{right} right, {refused} refused");
     let Health { faults, damaged, stale, resent, .. } = health;
     assert!(faults > 1000 && damaged > 100 && stale > 100 && resent > 500, "{health:?}");
 }
@@ -80,8 +83,9 @@ fn adapters_check_as_the_host_does() {
         let ([right, refused, wrong], _) = outcomes(&device, 0..3, |faults| Checks::new(Some(faults)));
         assert_eq!((right + refused, wrong), (3, 0), "{}", device.name());
         let sound = fabric(&device, 4).with_checks(Checks::new(None));
-        let want = product(&Fabric::new(device.clone(), Schedule::Fused, Wafer::new(1, 1))).unwrap();
-        assert!(product(&sound).unwrap() == want);
+        for (play, want) in programs(&device).into_iter().take(4) {
+            assert!(play(&sound).unwrap() == want, "{}", device.name());
+        }
         let Health { crossings, faults, damaged, stale, resent } = sound.health();
         assert!(crossings > 0 && [faults, damaged, stale, resent] == [0; 4]);
     }
@@ -93,7 +97,7 @@ fn an_error_says_where() {
     let always = Faults { seed: 7, rate: 1.0 };
     let wafer = Wafer::new(2, 2);
     let fabric = Fabric::new(device, Schedule::Superstep, wafer).with_checks(Checks::new(Some(always)));
-    let told = product(&fabric).unwrap_err().to_string();
+    let told = plays()[0].1(&fabric).unwrap_err().to_string();
     let parts = ["superstep 1:", "tile (", "port", "checkpoint"];
     assert!(parts.iter().all(|part| told.contains(part)), "{told}");
 }

@@ -128,10 +128,10 @@ fn map(plan: &Plan) -> String {
         out,
         "<div class=\"ramp work\"><b></b>idle <i></i>the busiest tile</div>\
          <div class=\"ramp sram\"><b></b>unused <i></i>all {}</div>\
-         <div class=\"ramp traffic\"><b></b>nothing <i></i>{} a step, received over the links of one tile</div>\n<p>{} of {} tiles have work in a step, its blocks cut and \
+         <div class=\"ramp traffic\"><b></b>nothing <i></i>{} to a tile in a step</div>\n<p>{} of {} tiles have work in a step, its blocks cut and \
          placed as the emulation does; on average a tile has {} of what the busiest has.</p></section>\n",
         bytes(plan.wafer.tile_sram_bytes),
-        bytes(plan.map.most_bytes as u64),
+        rounded_bytes(plan.map.most_bytes as u64),
         count(plan.map.busy),
         count(plan.wafer.width * plan.wafer.height),
         percent(plan.map.balance)
