@@ -145,6 +145,10 @@ fn threads_do_not_matter() {
     for threads in [2, 3] {
         assert_equal_bits(&one, &train(Device::host(threads).unwrap(), setup(model(2, 84, true))), "threads");
     }
+    for threads in [1, 3] {
+        let way = scratched(Routing::WeightStream, setup(model(2, 84, true)));
+        assert_equal_bits(&one, &train(Device::host(threads).unwrap(), way), "threads, in supersteps");
+    }
 }
 
 #[test]
