@@ -160,8 +160,8 @@ impl Tree<'_> {
     fn grow(&mut self, reached: &mut HashMap<Tile, usize>, ways: &Ways, to: Tile) -> Option<usize> {
         let mut path = Vec::new();
         let mut at = to;
-        while let (None, Some(back)) = (reached.get(&at), ways.get(&at)) {
-            path.push((at, *back));
+        while let (None, Some(back)) = (reached.get(&at), ways.back(at)) {
+            path.push((at, back));
             at = back.beyond(at);
         }
         let mut before = reached.get(&at).copied();

@@ -1,7 +1,7 @@
 //! Which tiles and links of a wafer work, where the tiles lie that programs see as a whole grid, and the way from one to
 //! another. It must never know what travels.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Defects, Port, Tile, WaferError};
@@ -17,14 +17,36 @@ pub struct Mesh {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Broken {
-    tiles: BTreeSet<Tile>,
-    links: BTreeSet<(Tile, Tile)>,
+    /// Whether each tile works and can be reached.
+    live: Vec<bool>,
+    /// Of each tile the ports behind which the link is dead, a bit each.
+    shut: Vec<u8>,
     columns: u32,
     places: Vec<Tile>,
 }
 
-/// From each tile that can be reached, by which port one comes back towards the source; the source has none.
-pub type Ways = HashMap<Tile, Port>;
+/// The ways from one place to all others, each told backwards: by which port one comes a link nearer to the source.
+#[derive(Clone, Debug)]
+pub struct Ways {
+    source: Tile,
+    /// Columns of the wafer, and the port of each of its tiles, row by row; nothing where ways go straight.
+    round: Option<(u32, Vec<Option<Port>>)>,
+}
+
+impl Ways {
+    /// The port of a tile that leads back towards the source; none of the source itself and of what cannot be reached.
+    pub fn back(&self, tile: Tile) -> Option<Port> {
+        let source = self.source;
+        match &self.round {
+            Some((width, ports)) => ports[(tile.y * width + tile.x) as usize],
+            None if tile.y > source.y => Some(Port::North),
+            None if tile.y < source.y => Some(Port::South),
+            None if tile.x > source.x => Some(Port::West),
+            None if tile.x < source.x => Some(Port::East),
+            None => None,
+        }
+    }
+}
 
 impl Mesh {
     pub(super) fn whole(width: u32, height: u32) -> Mesh {
@@ -34,11 +56,21 @@ impl Mesh {
     /// The mesh, and columns and rows of the largest grid of tiles that work on it.
     pub(super) fn with_defects(width: u32, height: u32, defects: &Defects) -> Result<(Mesh, (u32, u32)), WaferError> {
         defects.check(width, height)?;
-        let broken =
-            Broken { tiles: defects.tiles().clone(), links: defects.links().clone(), columns: 0, places: vec![] };
-        let mut mesh = Mesh { width, height, broken: Some(Arc::new(broken)) };
+        let size = width as usize * height as usize;
+        let mut mesh = Mesh { width, height, broken: None };
+        let (mut live, mut shut) = (vec![true; size], vec![0u8; size]);
+        defects.tiles().iter().for_each(|tile| live[mesh.at(*tile)] = false);
+        for (a, b) in defects.links() {
+            for port in Port::ALL {
+                shut[mesh.at(*a)] |= u8::from(port.beyond(*a) == *b) << port as u8;
+                shut[mesh.at(*b)] |= u8::from(port.beyond(*b) == *a) << port as u8;
+            }
+        }
+        let broken = |live, places, columns| Some(Arc::new(Broken { live, shut: shut.clone(), columns, places }));
+        mesh.broken = broken(live, vec![], 0);
         let live = mesh.largest_part();
-        let row = |y: u32| (0..width).map(move |x| Tile { x, y }).filter(|tile| live.contains(tile));
+        let works = |tile: &Tile| live[(tile.y * width + tile.x) as usize];
+        let row = |y: u32| (0..width).map(move |x| Tile { x, y }).filter(works);
         let counts: Vec<u32> = (0..height).map(|y| row(y).count() as u32).collect();
         // With so many columns, every row that has as many tiles takes part.
         let rows = |columns: u32| counts.iter().filter(|count| **count >= columns).count() as u32;
@@ -49,9 +81,7 @@ impl Mesh {
         }
         let used = (0..height).filter(|y| counts[*y as usize] >= columns);
         let places = used.flat_map(|y| row(y).take(columns as usize)).collect();
-        let dead = (0..width * height).map(|at| Tile { x: at % width, y: at / width });
-        let tiles = dead.filter(|tile| !live.contains(tile)).collect();
-        mesh.broken = Some(Arc::new(Broken { tiles, links: defects.links().clone(), columns, places }));
+        mesh.broken = broken(live, places, columns);
         Ok((mesh, (columns, rows)))
     }
 
@@ -67,7 +97,7 @@ impl Mesh {
 
     /// Whether a tile of the wafer works and can be reached.
     pub fn works(&self, tile: Tile) -> bool {
-        self.broken.as_ref().is_none_or(|broken| !broken.tiles.contains(&tile))
+        self.broken.as_ref().is_none_or(|broken| broken.live[self.at(tile)])
     }
 
     /// Where a tile lies that programs see.
@@ -82,50 +112,70 @@ impl Mesh {
     pub fn neighbour(&self, tile: Tile, port: Port) -> Option<Tile> {
         let next = port.beyond(tile);
         let there = next.x < self.width && next.y < self.height;
-        let linked = |broken: &Broken| !broken.tiles.contains(&next) && !broken.links.contains(&ordered(tile, next));
-        (there && self.broken.as_deref().is_none_or(linked)).then_some(next)
+        let open = |broken: &Broken| broken.live[self.at(next)] && broken.shut[self.at(tile)] >> port as u8 & 1 == 0;
+        (there && self.broken.as_deref().is_none_or(open)).then_some(next)
+    }
+
+    /// The number of a tile, row by row.
+    fn at(&self, tile: Tile) -> usize {
+        tile.y as usize * self.width as usize + tile.x as usize
     }
 
     /// The ways from a place to all others: along the row first, then along columns; round what is dead, on a shortest way.
     pub fn ways(&self, source: Tile) -> Ways {
-        let mut ways = Ways::new();
-        if self.is_whole() {
-            for at in 0..self.width * self.height {
-                let tile = Tile { x: at % self.width, y: at / self.width };
-                let back = match () {
-                    () if tile.y > source.y => Port::North,
-                    () if tile.y < source.y => Port::South,
-                    () if tile.x > source.x => Port::West,
-                    () if tile.x < source.x => Port::East,
-                    () => continue,
-                };
-                ways.insert(tile, back);
-            }
-            return ways;
-        }
+        let round = (!self.is_whole()).then(|| {
+            let mut ports = vec![None; (self.width * self.height) as usize];
+            self.flood(source, |tile, back| {
+                let port = &mut ports[self.at(tile)];
+                let new = tile != source && port.is_none();
+                if new {
+                    *port = Some(back);
+                }
+                new
+            });
+            (self.width, ports)
+        });
+        Ways { source, round }
+    }
+
+    /// Goes from a place over links that work, nearest tiles first: `enter` is told of a tile, and by which port one comes back,
+    /// and says whether it is new.
+    fn flood(&self, source: Tile, mut enter: impl FnMut(Tile, Port) -> bool) {
         let mut queue = VecDeque::from([source]);
         while let Some(tile) = queue.pop_front() {
             for port in [Port::East, Port::West, Port::South, Port::North] {
                 let Some(next) = self.neighbour(tile, port) else { continue };
-                if next != source && !ways.contains_key(&next) {
-                    ways.insert(next, port.opposite());
+                if enter(next, port.opposite()) {
                     queue.push_back(next);
                 }
             }
         }
-        ways
     }
 
-    /// The tiles of the largest part whose tiles reach each other; the first of equal ones.
-    fn largest_part(&self) -> BTreeSet<Tile> {
-        let mut parts: Vec<BTreeSet<Tile>> = Vec::new();
-        for at in 0..self.width * self.height {
-            let tile = Tile { x: at % self.width, y: at / self.width };
-            if self.works(tile) && !parts.iter().any(|part| part.contains(&tile)) {
-                parts.push(self.ways(tile).into_keys().chain([tile]).collect());
+    /// Whether each tile, row by row, belongs to the largest part whose tiles reach each other; the first of equal ones.
+    fn largest_part(&self) -> Vec<bool> {
+        let at = |tile: Tile| self.at(tile);
+        let mut parts = vec![0u32; (self.width * self.height) as usize];
+        let mut sizes = vec![0u32];
+        for (x, y) in (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y))) {
+            let tile = Tile { x, y };
+            if !self.works(tile) || parts[at(tile)] != 0 {
+                continue;
             }
+            let (part, mut size) = (sizes.len() as u32, 1);
+            parts[at(tile)] = part;
+            self.flood(tile, |next, _| {
+                let new = parts[at(next)] == 0;
+                if new {
+                    (parts[at(next)], size) = (part, size + 1);
+                }
+                new
+            });
+            sizes.push(size);
         }
-        parts.into_iter().rev().max_by_key(BTreeSet::len).unwrap_or_default()
+        let most = sizes.iter().copied().max().unwrap_or(0);
+        let largest = sizes.iter().position(|size| *size == most).unwrap_or(0) as u32;
+        parts.into_iter().map(|part| part != 0 && part == largest).collect()
     }
 }
 
@@ -136,6 +186,8 @@ pub(super) fn ordered(a: Tile, b: Tile) -> (Tile, Tile) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::wafer::Wafer;
 
@@ -145,7 +197,8 @@ mod tests {
         let mut path = vec![target];
         while *path.last().unwrap() != source {
             let at = *path.last().unwrap();
-            path.push(mesh.neighbour(at, ways[&at]).expect("a way leads over links that work"));
+            let back = ways.back(at).expect("a way to what can be reached");
+            path.push(mesh.neighbour(at, back).expect("a way leads over links that work"));
         }
         path.reverse();
         path
@@ -172,7 +225,7 @@ mod tests {
             assert_eq!(tiles.iter().collect::<BTreeSet<_>>().len(), tiles.len(), "two on one place, seed {seed}");
             assert!(tiles.iter().all(|tile| !defects.tiles().contains(tile)), "on a dead tile, seed {seed}");
             let ways = mesh.ways(tiles[0]);
-            assert!(tiles[1..].iter().all(|tile| ways.contains_key(tile)), "out of reach, seed {seed}");
+            assert!(tiles[1..].iter().all(|tile| ways.back(*tile).is_some()), "out of reach, seed {seed}");
             for target in &tiles[1..] {
                 let way = path(mesh, tiles[0], *target);
                 let direct = tiles[0].x.abs_diff(target.x) + tiles[0].y.abs_diff(target.y);

@@ -68,7 +68,7 @@ fn links(wafer: &Wafer, sent: &Sent) -> u64 {
         let tree = trees.entry((*block, root)).or_default();
         while at != root {
             tree.insert(at);
-            let back = ways[&at];
+            let back = ways.back(at).expect("a way");
             assert_eq!(mesh.neighbour(at, back), Some(back.beyond(at)), "a way over what is dead");
             at = back.beyond(at);
         }
