@@ -5,28 +5,41 @@ use super::relay::{Axis, Part, Relay};
 use crate::device::{Buffer, Device, Kernel, Launch, Result, View};
 use crate::wafer::Work;
 
-crate::params! {
+/// Declares the parameters of a kernel that is relayed, as [`params!`](crate::params) does: the given fields, then the words
+/// of a [`Cut`].
+macro_rules! relay_params {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($fields:tt)* }) => {
+        $crate::params! {
+            $(#[$meta])*
+            $vis struct $name {
+                $($fields)*
+                /// Passes to run, one a bit.
+                passes: u32,
+                /// First line.
+                first_line: u32,
+                /// First block of each line.
+                first_block: u32,
+                /// Blocks of each line in this launch.
+                blocks: u32,
+                /// Length of a block along the line; where a tile plays the whole line, that of the line.
+                block_len: u32,
+                /// 1: a tile begins with what it carries, and leaves there what it hands on.
+                carried: u32,
+            }
+        }
+    };
+}
+pub(super) use relay_params;
+
+relay_params! {
     /// The last parameter words of a kernel that is relayed: which part of its lines a launch plays. Tile g of the launch
     /// plays block `first_block + g % blocks` of line `first_line + g / blocks`, and what it carries is slot g.
-    pub struct Cut {
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line in this launch.
-        blocks: u32,
-        /// Length of a block along the line; where a tile plays the whole line, that of the line.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
-    }
+    pub struct Cut {}
 }
 
 /// What a tile plays of its line: steps `from .. to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub(super) struct Stretch {
     /// The line.
     pub line: usize,
     /// First step.
@@ -37,7 +50,7 @@ pub(super) struct Span {
     pub ends: bool,
 }
 
-impl Span {
+impl Stretch {
     /// Whether the line begins here.
     pub fn begins(&self) -> bool {
         self.from == 0
@@ -82,12 +95,12 @@ impl Cut {
     }
 
     /// What tile `tile` of the launch plays of its line, which has `len` steps.
-    pub fn span(&self, tile: usize, len: u32) -> Span {
+    pub fn span(&self, tile: usize, len: u32) -> Stretch {
         let (tile, blocks, block) = (tile as u32, self.blocks, self.block_len);
         let from = ((self.first_block + tile % blocks) * block).min(len);
         let to = len.min(from + block);
         let line = (self.first_line + tile / blocks) as usize;
-        Span { line, from: from as usize, to: to as usize, ends: to == len }
+        Stretch { line, from: from as usize, to: to as usize, ends: to == len }
     }
 
     /// What a tile carries: its slot of `len` elements, or, where nothing is carried, a place of its own.
@@ -166,23 +179,11 @@ impl Relay for Chain {
 mod tests {
     use super::*;
 
-    crate::params! {
+    relay_params! {
         /// As a kernel has them.
         struct Odd {
             /// A word of its own.
             scale: f32,
-            /// The rest is a cut.
-            passes: u32,
-            /// As there.
-            first_line: u32,
-            /// As there.
-            first_block: u32,
-            /// As there.
-            blocks: u32,
-            /// As there.
-            block_len: u32,
-            /// As there.
-            carried: u32,
         }
     }
 
@@ -199,7 +200,7 @@ mod tests {
     fn spans_cover_a_line() {
         let part = Part { first_line: 4, lines: 2, first_block: 1, blocks: 3, passes: 2, carried: true };
         let cut = Cut::new(&part, 37, 10);
-        let span = |line, from, to, ends| Span { line, from, to, ends };
+        let span = |line, from, to, ends| Stretch { line, from, to, ends };
         let want = [span(4, 10, 20, false), span(4, 20, 30, false), span(4, 30, 37, true), span(5, 10, 20, false)];
         assert_eq!([0, 1, 2, 3].map(|tile| cut.span(tile, 37)), want);
         assert_eq!(Cut::whole(37).span(3, 37), span(3, 0, 37, true));

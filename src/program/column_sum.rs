@@ -4,7 +4,7 @@
 //! variant only. Fused, a tile plays a few columns, whole. On the wafer they are a line of tiles down it, [`BLOCK_ROWS`] rows a
 //! tile; the last one writes the sums.
 
-use super::chain::{Chain, Cut};
+use super::chain::{Chain, Cut, relay_params};
 use super::matrix::Rows;
 use super::relay::{Axis, Relay};
 use super::schedule::Fabric;
@@ -15,8 +15,9 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 use std::ops::Range;
 
-crate::params! {
+relay_params! {
     /// Parameters; places in quads of four floats.
+    /// Blocks are measured in rows.
     pub struct ColumnSumParams {
         /// Rows of `dy`.
         rows: u32,
@@ -30,18 +31,6 @@ crate::params! {
         dy_stride: u32,
         /// First quad of `sum`.
         sum_offset: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Rows of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 

@@ -15,7 +15,7 @@ mod cases;
 mod host;
 mod reference;
 
-use super::chain::Chain;
+use super::chain::{Chain, relay_params};
 use super::relay::{Axis, Relay};
 use super::schedule::Fabric;
 use super::{Matrix, Program, launch};
@@ -34,8 +34,9 @@ pub const BLOCK_ROWS: usize = 256;
 /// Stands for "no logit yet".
 const NONE: f64 = f32::MIN as f64;
 
-crate::params! {
+relay_params! {
     /// Parameters of the forward kernel, whose lines are rows.
+    /// Blocks are measured in vec4 elements.
     pub struct ForwardParams {
         /// Columns of the chunk.
         cols: u32,
@@ -49,18 +50,6 @@ crate::params! {
         first_col: u32,
         /// 1 for the first chunk of a row: the state starts anew.
         first: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First row.
-        first_line: u32,
-        /// First block of each row.
-        first_block: u32,
-        /// Blocks of each row.
-        blocks: u32,
-        /// Vec4 elements of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 
@@ -76,8 +65,9 @@ crate::params! {
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the sum over losses, which is one line.
+    /// Blocks are measured in losses.
     pub struct SumParams {
         /// Number of losses.
         rows: u32,
@@ -89,23 +79,12 @@ crate::params! {
         accumulate: u32,
         /// Factor of the sum.
         scale: f32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Losses of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the backward kernel, whose lines are rows.
+    /// Blocks are measured in vec4 elements.
     pub struct BackwardParams {
         /// Columns of the chunk.
         cols: u32,
@@ -119,18 +98,6 @@ crate::params! {
         first_col: u32,
         /// Factor of the gradient.
         scale: f32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First row.
-        first_line: u32,
-        /// First block of each row.
-        first_block: u32,
-        /// Blocks of each row.
-        blocks: u32,
-        /// Vec4 elements of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 

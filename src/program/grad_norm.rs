@@ -12,7 +12,7 @@
 
 use rayon::prelude::*;
 
-use super::chain::{Chain, Cut};
+use super::chain::{Chain, Cut, relay_params};
 use super::relay::{Axis, Relay};
 use super::schedule::Fabric;
 use super::{Case, EPS, Fill, Matrix, Program, launch, vector};
@@ -53,8 +53,9 @@ crate::params! {
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the sum over slots, which is one line.
+    /// Blocks are measured in slots.
     pub struct FinishParams {
         /// The first slot.
         first: u32,
@@ -64,18 +65,6 @@ crate::params! {
         slots: u32,
         /// Norm to clip to; 0: not at all.
         clip: f32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Slots of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 

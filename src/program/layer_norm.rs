@@ -14,7 +14,7 @@ pub(super) mod host;
 pub(super) mod lines;
 mod reference;
 
-use super::chain::Chain;
+use super::chain::{Chain, relay_params};
 use super::column_sum::{BLOCK_ROWS, groups as column_groups};
 use super::matrix::Rows;
 use super::relay::{Axis, Relay};
@@ -25,8 +25,9 @@ use crate::wafer::Work;
 pub use lines::ROW_BLOCK;
 use lines::{column_carry, column_held, line_rows, row_carry, row_held};
 
-crate::params! {
+relay_params! {
     /// Parameters of the forward kernel; places in quads of four floats.
+    /// Blocks are measured in quads.
     pub struct ForwardParams {
         /// Number of rows.
         rows: u32,
@@ -54,23 +55,12 @@ crate::params! {
         stats_offset: u32,
         /// Quads from one row of `stats` to the next.
         stats_stride: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Quads of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the backward kernel; places in quads.
+    /// Blocks are measured in quads.
     pub struct BackwardParams {
         /// Number of rows.
         rows: u32,
@@ -102,23 +92,12 @@ crate::params! {
         dx_offset: u32,
         /// Quads from one row of `dx` to the next.
         dx_stride: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Quads of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the gain's gradient; places in quads.
+    /// Blocks are measured in rows.
     pub struct GainParams {
         /// Number of rows.
         rows: u32,
@@ -140,18 +119,6 @@ crate::params! {
         dy_stride: u32,
         /// First quad of `dgain`.
         dgain_offset: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Rows of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 

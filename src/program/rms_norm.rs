@@ -15,7 +15,7 @@ mod reference;
 
 use std::ops::Range;
 
-use super::chain::Chain;
+use super::chain::{Chain, relay_params};
 use super::column_sum::groups as column_groups;
 use super::layer_norm::lines::{At, column_held, row_held};
 use super::layer_norm::{COLUMN_VARIANTS, ROW_VARIANTS, over_columns, over_rows, row_groups};
@@ -26,8 +26,9 @@ use super::{Matrix, Program};
 use crate::device::{Buffer, Device, Kernel, Lane, Result, View, read, write};
 use crate::wafer::Work;
 
-crate::params! {
+relay_params! {
     /// Parameters of the forward kernel; places in quads of four floats.
+    /// Blocks are measured in quads.
     pub struct ForwardParams {
         /// Number of rows.
         rows: u32,
@@ -55,23 +56,12 @@ crate::params! {
         stats_stride: u32,
         /// Quads of a row of `stats`, padding included.
         stats_quads: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Quads of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the backward kernel; places in quads.
+    /// Blocks are measured in quads.
     pub struct BackwardParams {
         /// Number of rows.
         rows: u32,
@@ -105,23 +95,12 @@ crate::params! {
         dx_offset: u32,
         /// Quads from one row of `dx` to the next.
         dx_stride: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Quads of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 
-crate::params! {
+relay_params! {
     /// Parameters of the gain's gradient; places in quads.
+    /// Blocks are measured in rows.
     pub struct GainParams {
         /// Number of rows.
         rows: u32,
@@ -147,18 +126,6 @@ crate::params! {
         dy_stride: u32,
         /// First quad of `dgain`.
         dgain_offset: u32,
-        /// Passes to run, one a bit.
-        passes: u32,
-        /// First line.
-        first_line: u32,
-        /// First block of each line.
-        first_block: u32,
-        /// Blocks of each line.
-        blocks: u32,
-        /// Rows of a block.
-        block_len: u32,
-        /// 1: a tile begins with what it carries, and leaves there what it hands on.
-        carried: u32,
     }
 }
 

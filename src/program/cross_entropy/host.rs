@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::chain::{Cut, Span};
+use super::super::chain::{Cut, Stretch};
 use super::super::vector;
 use super::{BackwardParams, ForwardParams, IGNORE, STATE_STRIDE, column, quads, row_carry};
 use crate::device::Args;
@@ -55,7 +55,7 @@ fn sum_of_exp(row: &[f32], m: f32, lanes: &mut [f32; LANES]) {
 /// One tile's part of a row. `target` is the column of the row's target, where the chunk has it.
 #[inline(always)]
 fn take_in(
-    (p, cut, span): (&ForwardParams, &Cut, Span),
+    (p, cut, span): (&ForwardParams, &Cut, Stretch),
     row: &[f32],
     target: Option<usize>,
     state: &mut [f32],

@@ -4,7 +4,7 @@
 use super::lines::{Columns, Plan, Written};
 use super::{BackwardParams, ForwardParams, GainParams};
 use crate::device::Args;
-use crate::program::chain::{Cut, Span};
+use crate::program::chain::{Cut, Stretch};
 use crate::program::column_sum::reduce_columns;
 use crate::program::matrix::Rows;
 use crate::program::vector::{CHAINS, chain, meet};
@@ -14,7 +14,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 /// numbers. Where the row ends, gives the sums.
 #[inline(always)]
 pub fn gather<const N: usize>(
-    span: Span,
+    span: Stretch,
     kept: &mut [f32],
     [a, b, c]: [&[f32]; 3],
     terms: impl Fn(f32, f32, f32) -> [f32; N],
@@ -65,7 +65,7 @@ pub(super) fn forward(args: &mut Args<'_, f32>) {
 /// closure: the shim through which a closure is called need not be inlined, and then it stays scalar code.
 struct ForwardBlock<'a> {
     cut: Cut,
-    span: Span,
+    span: Stretch,
     x: &'a [f32],
     gain: &'a [f32],
     bias: Option<&'a [f32]>,
@@ -127,7 +127,7 @@ impl pulp::NullaryFnOnce for ForwardBlock<'_> {
 /// One tile's part of a row of the backward pass.
 struct BackwardBlock<'a> {
     cut: Cut,
-    span: Span,
+    span: Stretch,
     x: &'a [f32],
     gain: &'a [f32],
     mean: f32,

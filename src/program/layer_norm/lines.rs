@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::device::{Args, Class, Held, Real, Variant};
-use crate::program::chain::{Cut, Span};
+use crate::program::chain::{Cut, Stretch};
 use crate::program::column_sum::{self, settle};
 use crate::program::matrix::Place;
 use crate::program::vector::CHAINS;
@@ -57,7 +57,7 @@ pub struct At {
     /// The row.
     pub row: u32,
     /// The tile's quads of it.
-    pub span: Span,
+    pub span: Stretch,
 }
 
 impl At {

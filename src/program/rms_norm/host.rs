@@ -7,7 +7,7 @@ use super::super::layer_norm::host::gather;
 use super::super::layer_norm::lines::{Columns, Plan, Written};
 use super::{BackwardParams, ForwardParams, GainParams, parts_in};
 use crate::device::Args;
-use crate::program::chain::{Cut, Span};
+use crate::program::chain::{Cut, Stretch};
 use crate::program::column_sum::reduce_columns;
 use crate::program::matrix::Rows;
 use crate::program::vector;
@@ -17,7 +17,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 #[derive(Clone, Copy)]
 struct Pass {
     cut: Cut,
-    span: Span,
+    span: Stretch,
     n: f32,
 }
 
