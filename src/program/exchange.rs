@@ -165,6 +165,7 @@ impl Tree<'_> {
             at = back.beyond(at);
         }
         let mut before = reached.get(&at).copied();
+        assert!(before.is_some() || at == ways.source(), "no way from {:?} to {to:?}", ways.source());
         for (tile, back) in path.into_iter().rev() {
             let depth = before.map_or(0, |before| self.links[before].depth + 1);
             let hop = Hop { from: back.beyond(tile), port: back.opposite(), to: tile };

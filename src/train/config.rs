@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::guard::OnSpike;
 use super::optimizer::{Clip, Optimizer, Rule, StateDtype};
 use super::rates::LrSchedule;
-pub use super::tiles::{Flaws, Grid, Tiles};
+pub use super::tiles::{Flaws, Size, WaferSpec};
 pub use super::values::Home;
 use super::values::{MOST, bytes, bytes_of_toml, maybe_bytes_of_toml, named, whole};
 use crate::data::{Order, Plan, Request, Shape, TokenizerKind};
@@ -68,7 +68,7 @@ pub struct Config {
     pub schedule: Schedule,
     /// Tiles of the wafer: as the work has blocks, those of a machine, or width x height; behind a colon, bytes of a tile's SRAM
     #[arg(long, value_name = "auto|wse1|wse2|wse3|WxH[:SRAM]", default_value = "auto")]
-    pub wafer: Tiles,
+    pub wafer: WaferSpec,
     /// Dead tiles and links: a probability and a seed, or a file with `tile X Y` or `link X Y X Y` a line
     #[arg(long, value_name = "RATE:SEED|FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -517,7 +517,7 @@ mod tests {
         let short: Config = toml::from_str("data = ['text']\ndevice_memory = '1.5KiB'\nwafer = '4x2'").unwrap();
         assert_eq!(
             short,
-            Config { device_memory: Some(1536), wafer: Tiles { grid: Grid::Sides(4, 2), sram: None }, ..config() }
+            Config { device_memory: Some(1536), wafer: WaferSpec { size: Size::Sides(4, 2), sram: None }, ..config() }
         );
         assert!(toml::from_str::<Config>("stpes = 3").is_err());
     }

@@ -1,7 +1,7 @@
 //! The plan of a run, before it: a training step on a blank device, which takes and counts everything and computes nothing;
 //! and what that step would take on a wafer and here. It must never know how a plan is shown.
 
-use super::config::{Config, Grid};
+use super::config::{Config, Size};
 use super::hugging_face::HuggingFace;
 use super::run::{self, TrainError};
 use super::step::{Setup, SetupError, Trainer};
@@ -177,18 +177,18 @@ fn one_layer(setup: &Setup) -> Setup {
 
 /// The machine that is asked for, as far as its tiles work, or else a WSE-2 of as many tiles.
 fn machine(config: &Config, setup: &Setup, tile_sram_bytes: u32) -> Machine {
-    let whole = match config.wafer.grid {
-        Grid::Machine(machine) => machine,
-        Grid::Auto | Grid::Sides(..) => &WSE2,
+    let whole = match config.wafer.size {
+        Size::Machine(machine) => machine,
+        Size::Auto | Size::Sides(..) => &WSE2,
     };
     let (width, height) = (setup.wafer.width.into(), setup.wafer.height.into());
     Machine { width, height, tile_sram_bytes: tile_sram_bytes.into(), ..whole.clone() }
 }
 
 fn wafer(config: &Config, setup: &Setup, machine: &Machine) -> told::Wafer {
-    let name = match config.wafer.grid {
-        Grid::Machine(_) => machine.name.to_owned(),
-        Grid::Auto | Grid::Sides(..) => format!("{} x {} tiles of a {}", machine.width, machine.height, machine.name),
+    let name = match config.wafer.size {
+        Size::Machine(_) => machine.name.to_owned(),
+        Size::Auto | Size::Sides(..) => format!("{} x {} tiles of a {}", machine.width, machine.height, machine.name),
     };
     let mesh = setup.wafer.mesh();
     let (wide, high) = mesh.size();
@@ -212,7 +212,7 @@ fn value_bytes(setup: &Setup) -> u64 {
 
 /// What was asked for of what changes a plan.
 fn asked(config: &Config) -> Vec<(&'static str, String)> {
-    let table = toml::Table::try_from(config).unwrap_or_default();
+    let table = toml::Table::try_from(config).expect("a configuration is a table");
     let told = |name: &'static str| {
         let value = table.get(&name.replace('-', "_"))?;
         Some((name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
@@ -248,7 +248,7 @@ fn roles(setup: &Setup) -> Vec<told::Role> {
     let role = |role: Role| {
         let kept = |t: &Tensor| array(role, t.rows, t.cols, t.vector, setup.param_dtype, training);
         let kept: Vec<_> = tensors.iter().filter_map(kept).collect();
-        let format = toml::Value::try_from(kept.first()?.format).ok()?;
+        let format = toml::Value::try_from(kept.first()?.format).expect("a format is a word");
         Some(told::Role {
             name: match role {
                 Role::Weight => "weights",
@@ -257,7 +257,7 @@ fn roles(setup: &Setup) -> Vec<told::Role> {
                 Role::State2 => "second state",
                 Role::Master => "master copy",
             },
-            format: format.as_str().unwrap_or_default().into(),
+            format: format.as_str().expect("a format is a word").into(),
             bytes: kept.iter().map(|a| a.format.bytes(a.rows, a.cols) as u64).sum(),
         })
     };

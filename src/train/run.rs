@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use super::config::{Config, ConfigError, Home, Tiles};
+use super::config::{Config, ConfigError, Home, WaferSpec};
 use super::folder::{Folder, FolderError, Lock};
 use super::generate::SamplingError;
 use super::hugging_face::{HuggingFace, HuggingFaceError};
@@ -236,7 +236,7 @@ fn fitted(device: Device, config: &Config, control: Control<'_>) -> Device {
 fn told(config: &Config, device: &Device, wafer: &Wafer, model: &model::Config, shape: &Shape) -> String {
     match config.schedule {
         Schedule::Fused => device::line(device),
-        Schedule::Superstep => format!("{}; {}", device::line(device), Tiles::told(wafer, model, shape)),
+        Schedule::Superstep => format!("{}; {}", device::line(device), WaferSpec::told(wafer, model, shape)),
     }
 }
 

@@ -27,16 +27,16 @@ const BLOCK: usize = 64;
 /// another.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Tiles {
+pub struct WaferSpec {
     /// Its tiles.
-    pub grid: Grid,
+    pub size: Size,
     /// Bytes of SRAM on each.
     pub sram: Option<u32>,
 }
 
 /// The tiles of a wafer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Grid {
+pub enum Size {
     /// As many as the work has blocks.
     Auto,
     /// Those that programs may use on a machine.
@@ -45,17 +45,17 @@ pub enum Grid {
     Sides(u32, u32),
 }
 
-impl Tiles {
+impl WaferSpec {
     /// The wafer of a model and a batch, with what is dead on it.
     ///
     /// # Errors
     /// [`ConfigError`] for a map of defects that cannot be read, or that leaves nothing.
     pub fn wafer(&self, defects: Option<&Flaws>, model: &Model, shape: &Shape) -> Result<Wafer, ConfigError> {
         let side = |len: usize| len.div_ceil(BLOCK).clamp(1, MOST_AUTO) as u32;
-        let (width, height) = match self.grid {
-            Grid::Auto => (side(model.d_model), side(shape.batch_size * shape.seq_len)),
-            Grid::Machine(machine) => (machine.width as u32, machine.height as u32),
-            Grid::Sides(width, height) => (width, height),
+        let (width, height) = match self.size {
+            Size::Auto => (side(model.d_model), side(shape.batch_size * shape.seq_len)),
+            Size::Machine(machine) => (machine.width as u32, machine.height as u32),
+            Size::Sides(width, height) => (width, height),
         };
         match defects {
             None => Ok(Wafer::new(width, height)),
@@ -67,10 +67,10 @@ impl Tiles {
     /// gives to a workgroup, if that is more.
     pub fn sram(&self, limits: &Limits) -> u32 {
         let adapter = if limits.threads == 0 { limits.workgroup_bytes } else { 0 };
-        self.sram.unwrap_or(match self.grid {
-            Grid::Machine(machine) => machine.tile_sram_bytes as u32,
-            Grid::Auto => DEFAULT_TILE_SRAM.max(adapter),
-            Grid::Sides(..) => DEFAULT_TILE_SRAM,
+        self.sram.unwrap_or(match self.size {
+            Size::Machine(machine) => machine.tile_sram_bytes as u32,
+            Size::Auto => DEFAULT_TILE_SRAM.max(adapter),
+            Size::Sides(..) => DEFAULT_TILE_SRAM,
         })
     }
 
@@ -115,7 +115,7 @@ pub fn check(config: &Config, setup: &Setup, device: &Device) -> Result<(), Trai
     }
     if most.0 > available {
         let (needed, program) = most;
-        let grid = Tiles { sram: None, ..config.wafer };
+        let grid = WaferSpec { sram: None, ..config.wafer };
         let cure = format!(
             "{program} needs {needed} bytes of a tile's SRAM, {available} are available; write {grid}:{needed}, or more"
         );
@@ -124,19 +124,19 @@ pub fn check(config: &Config, setup: &Setup, device: &Device) -> Result<(), Trai
     Ok(())
 }
 
-impl FromStr for Tiles {
+impl FromStr for WaferSpec {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Tiles, String> {
+    fn from_str(text: &str) -> Result<WaferSpec, String> {
         let (name, sram) = text.split_once(':').map_or((text, None), |(name, sram)| (name, Some(sram)));
         let side = |s: &str| s.parse().ok().filter(|n| (1..=65535).contains(n));
         let machine = MACHINES.into_iter().find(|m| m.name.replace('-', "").eq_ignore_ascii_case(name));
-        let grid = match (name, machine) {
-            ("auto", _) => Some(Grid::Auto),
-            (_, Some(machine)) => Some(Grid::Machine(machine)),
-            _ => name.split_once('x').and_then(|(w, h)| Some(Grid::Sides(side(w)?, side(h)?))),
+        let size = match (name, machine) {
+            ("auto", _) => Some(Size::Auto),
+            (_, Some(machine)) => Some(Size::Machine(machine)),
+            _ => name.split_once('x').and_then(|(w, h)| Some(Size::Sides(side(w)?, side(h)?))),
         };
-        let grid = grid.ok_or_else(|| {
+        let size = size.ok_or_else(|| {
             format!("{text:?} is no wafer; write auto, wse1, wse2, wse3, or 8x8 for a grid, each side 1 to 65535")
         })?;
         let bytes = |text: &str| super::values::bytes(text).ok().and_then(|bytes| u32::try_from(bytes).ok());
@@ -144,31 +144,31 @@ impl FromStr for Tiles {
             let cure = || format!("{text:?} is no SRAM of a tile; write 8x8:48KiB, or a number of bytes");
             bytes(text).filter(|bytes| *bytes > 0).ok_or_else(cure)
         });
-        Ok(Tiles { grid, sram: sram.transpose()? })
+        Ok(WaferSpec { size, sram: sram.transpose()? })
     }
 }
 
-impl fmt::Display for Tiles {
+impl fmt::Display for WaferSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.grid {
-            Grid::Auto => f.write_str("auto")?,
-            Grid::Machine(machine) => f.write_str(&machine.name.replace('-', "").to_lowercase())?,
-            Grid::Sides(width, height) => write!(f, "{width}x{height}")?,
+        match self.size {
+            Size::Auto => f.write_str("auto")?,
+            Size::Machine(machine) => f.write_str(&machine.name.replace('-', "").to_lowercase())?,
+            Size::Sides(width, height) => write!(f, "{width}x{height}")?,
         }
         self.sram.map_or(Ok(()), |sram| write!(f, ":{sram}"))
     }
 }
 
-impl TryFrom<String> for Tiles {
+impl TryFrom<String> for WaferSpec {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Tiles, String> {
+    fn try_from(text: String) -> Result<WaferSpec, String> {
         text.parse()
     }
 }
 
-impl From<Tiles> for String {
-    fn from(tiles: Tiles) -> String {
+impl From<WaferSpec> for String {
+    fn from(tiles: WaferSpec) -> String {
         tiles.to_string()
     }
 }
@@ -242,14 +242,14 @@ mod tests {
     #[test]
     fn what_is_written_is_what_was_read() {
         for text in ["auto", "wse1", "wse2", "wse3", "8x8", "757x996", "auto:65536", "3x2:4096"] {
-            assert_eq!(text.parse::<Tiles>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<WaferSpec>().unwrap().to_string(), text);
         }
-        assert_eq!("4x4:48KiB".parse::<Tiles>().unwrap().sram, Some(48 * 1024));
-        let wse2 = "wse2".parse::<Tiles>().unwrap();
-        let Grid::Machine(machine) = wse2.grid else { panic!("{wse2:?}") };
+        assert_eq!("4x4:48KiB".parse::<WaferSpec>().unwrap().sram, Some(48 * 1024));
+        let wse2 = "wse2".parse::<WaferSpec>().unwrap();
+        let Size::Machine(machine) = wse2.size else { panic!("{wse2:?}") };
         assert_eq!((machine.width, machine.height), (750, 994));
         for bad in ["", "8", "0x8", "8x8:", "8x8:0", "wse4", "8x65536", "8x8:5GiB", "axb"] {
-            let told = bad.parse::<Tiles>().unwrap_err();
+            let told = bad.parse::<WaferSpec>().unwrap_err();
             assert!(told.contains("8x8"), "{told}");
         }
     }

@@ -34,6 +34,11 @@ pub struct Ways {
 }
 
 impl Ways {
+    /// Where they begin.
+    pub fn source(&self) -> Tile {
+        self.source
+    }
+
     /// The port of a tile that leads back towards the source; none of the source itself and of what cannot be reached.
     pub fn back(&self, tile: Tile) -> Option<Port> {
         let source = self.source;

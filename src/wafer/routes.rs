@@ -3,8 +3,6 @@
 /// Which block of an operand the tile of output block (i, j) receives at step s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Block (i, j), which the tile owns: nothing travels.
-    Local,
     /// Block (i, s), from its owner along the row to every tile of it.
     BroadcastRow,
     /// Block (s, j), from its owner along the column to every tile of it.
@@ -15,7 +13,6 @@ impl Route {
     /// The block of the operand that output block (i, j) receives at a step.
     pub fn block(self, i: u32, j: u32, step: u32) -> (u32, u32) {
         match self {
-            Route::Local => (i, j),
             Route::BroadcastRow => (i, step),
             Route::BroadcastColumn => (step, j),
         }
